@@ -1,0 +1,178 @@
+//! Messages with file descriptors over sequenced-packet sockets (unix(7), `SOCK_SEQPACKET`).
+//!
+//! One packet is one JSON document; descriptors ride along as `SCM_RIGHTS`.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// The most descriptors that one message carries.
+pub const MAX_FDS: usize = 8;
+
+/// The largest message, in bytes: far above what an overlay mount of 128 layers needs, and below
+/// the kernel's default socket buffer.
+const MAX_BYTES: usize = 128 * 1024;
+
+/// A connected pair of sequenced-packet sockets, both closed on exec.
+///
+/// # Errors
+/// socketpair(2)'s.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+/// Sends `message` with `fds` as one packet.
+///
+/// # Errors
+/// `InvalidInput` when the message is too large; sendmsg(2)'s otherwise.
+pub fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd]) -> io::Result<()> {
+    let body = serde_json::to_vec(message)?;
+    if body.len() > MAX_BYTES || fds.len() > MAX_FDS {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "a message of {} bytes and {} descriptors is over the limit of {MAX_BYTES} and {MAX_FDS}",
+                body.len(),
+                fds.len()
+            ),
+        ));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    loop {
+        match sendmsg(
+            &socket,
+            &[IoSlice::new(&body)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        ) {
+            Err(rustix::io::Errno::INTR) => continue,
+            result => return result.map(drop).map_err(Into::into),
+        }
+    }
+}
+
+/// Receives one packet; `None` when the other side is closed.
+///
+/// # Errors
+/// `WouldBlock` on a non-blocking socket with nothing to read; `InvalidData` when the packet is
+/// no such message; recvmsg(2)'s otherwise.
+pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut body = vec![0; MAX_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        match recvmsg(
+            &socket,
+            &mut [IoSliceMut::new(&mut body)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        ) {
+            Err(rustix::io::Errno::INTR) => continue,
+            result => break result?,
+        }
+    };
+    let fds = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    match received.bytes {
+        0 => Ok(None),
+        length => Ok(Some((serde_json::from_slice(&body[..length])?, fds))),
+    }
+}
+
+/// A socket of [`pair`] in the daemon's event loop.
+pub struct AsyncSocket(AsyncFd<OwnedFd>);
+
+impl AsyncSocket {
+    /// Puts `socket` into the running tokio runtime.
+    ///
+    /// # Errors
+    /// When it cannot be made non-blocking or watched.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        AsyncFd::new(socket).map(Self)
+    }
+
+    /// Sends one packet; see [`send`].
+    ///
+    /// # Errors
+    /// Those of [`send`].
+    pub async fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.0
+            .async_io(Interest::WRITABLE, |socket| send(socket, message, fds))
+            .await
+    }
+
+    /// Receives one packet; see [`receive`].
+    ///
+    /// # Errors
+    /// Those of [`receive`].
+    pub async fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        self.0.async_io(Interest::READABLE, receive).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn a_message_brings_its_descriptors() {
+        let (left, right) = pair().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        send(&left, &"hello", &[writer.as_fd()]).unwrap();
+        drop(writer);
+        let (text, fds): (String, _) = receive(&right).unwrap().unwrap();
+        assert_eq!(text, "hello");
+        let mut received = std::fs::File::from(fds.into_iter().next().unwrap());
+        received.write_all(b"through").unwrap();
+        drop(received);
+        let mut read = String::new();
+        reader.read_to_string(&mut read).unwrap();
+        assert_eq!(read, "through");
+    }
+
+    #[test]
+    fn the_end_of_the_other_side_is_none() {
+        let (left, right) = pair().unwrap();
+        drop(left);
+        assert!(receive::<String>(&right).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_no_message_is_an_error() {
+        let (left, right) = pair().unwrap();
+        send(&left, &42, &[]).unwrap();
+        assert!(receive::<String>(&right).is_err());
+    }
+
+    #[test]
+    fn an_oversized_message_is_refused() {
+        let (left, _right) = pair().unwrap();
+        let error = send(&left, &"x".repeat(MAX_BYTES), &[]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+}

@@ -1,0 +1,87 @@
+//! The system calls that no safe wrapper covers: cloning processes and closing descriptors wholesale.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::unistd::{ForkResult, Pid};
+
+/// Forks a process that has one thread.
+///
+/// Returns the child's pid to the parent and `None` to the child.
+///
+/// # Errors
+/// When the calling process has more than one thread: its child would inherit the locks that
+/// the other threads hold (fork(2)). And fork(2)'s own errors.
+pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(io::Error::other(format!(
+            "a process may only be forked while it has one thread, and it has {threads}"
+        )));
+    }
+    // SAFETY: the process has one thread, as was just made sure of, so no lock is held by a
+    // thread that the child would lack.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
+}
+
+/// Clones the calling process as its own sibling: the new process has the caller's parent, which
+/// also reaps it (clone(2), `CLONE_PARENT`).
+///
+/// Returns the sibling's pid to the caller and `None` to the sibling. The caller must have one
+/// thread; the zygote, which is the only caller, has.
+///
+/// # Errors
+/// clone(2)'s.
+pub fn clone_sibling() -> io::Result<Option<Pid>> {
+    let none = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: without CLONE_VM the child gets a copy of the address space and goes on with the
+    // same stack, as after fork(2); the other arguments are unused for these flags. The zygote
+    // has one thread, so no lock is left behind.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            (libc::CLONE_PARENT | libc::SIGCHLD) as libc::c_ulong,
+            none,
+            none,
+            none,
+            none,
+        )
+    };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Some(Pid::from_raw(pid as i32))),
+    }
+}
+
+/// Ends the process at once, without running exit handlers or destructors (_exit(2)).
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit ends the process; nothing of it is used after.
+    unsafe { libc::_exit(code) }
+}
+
+/// Closes every descriptor from 3 upwards but those in `keep` (close_range(2)).
+///
+/// What owned the closed descriptors must not be used again; callers are about to run
+/// something else for good.
+pub fn close_all_but(keep: &[BorrowedFd]) {
+    let mut keep: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for fd in keep {
+        if fd > first {
+            close_range(first, fd - 1);
+        }
+        first = first.max(fd + 1);
+    }
+    close_range(first, u32::MAX);
+}
+
+fn close_range(first: u32, last: u32) {
+    // SAFETY: closing descriptors touches no memory of ours; the caller promises that their
+    // owners are not used again.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+}
