@@ -1,0 +1,160 @@
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use image::{Entry, Image, Layer, Name, Platform};
+
+const EXAMPLES: &str = "\
+Examples:
+  lighter build app.wasm -t app -o app.tar
+  lighter build app.wasm -t app:2 -o app.tar --env LEVEL=debug --cmd serve --cmd 8080
+  lighter build -t busybox -o busybox.tar --platform linux/amd64 \\
+      --add ./busybox:/bin/busybox --link /bin/sh:busybox --entrypoint /bin/sh
+
+The archive is taken by `ctr images import --all-platforms FILE` and by
+`docker load --input FILE`. Docker's classic image store knows no wasi/wasm: build
+with `--platform linux/amd64` for it.";
+
+/// Make a container image of a WebAssembly program, or of any files
+///
+/// The image is written to one file, an OCI archive. The same input gives the same
+/// image, byte for byte.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Build {
+    /// The program; in the image it lies at / under its own name and is the entrypoint
+    #[arg(required_unless_present = "add")]
+    app: Option<PathBuf>,
+
+    /// Name of the image; a short one is completed as Docker does
+    #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
+    tag: Name,
+
+    /// The archive to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+
+    /// What the image is for: wasi/wasm, linux/amd64, linux/arm64/v8, ...
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value_t)]
+    platform: Platform,
+
+    /// Program and first arguments, each with an --entrypoint of its own, instead of the app
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    entrypoint: Vec<String>,
+
+    /// Arguments that follow the entrypoint's unless the user gives others; one each
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    cmd: Vec<String>,
+
+    /// An environment variable; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = key_value)]
+    env: Vec<(String, String)>,
+
+    /// The folder in which the program starts [default: /]
+    #[arg(long, value_name = "DIR")]
+    workdir: Option<String>,
+
+    /// Who runs the program: user, uid, user:group or uid:gid [default: root]
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+
+    /// A file of this machine and its path in the image, or a directory and where to
+    /// put what it holds; repeatable
+    #[arg(long, value_name = "SRC:DEST", value_parser = pair)]
+    add: Vec<(String, String)>,
+
+    /// A symbolic link in the image and what it points to; repeatable
+    #[arg(long, value_name = "LINK:TARGET", value_parser = pair)]
+    link: Vec<(String, String)>,
+
+    /// A label; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    label: Vec<(String, String)>,
+}
+
+impl Build {
+    /// Writes the archive and prints the image's name and digest.
+    pub fn run(self) -> Result<()> {
+        let mut layer = Layer::default();
+        let mut entrypoint = self.entrypoint;
+        if let Some(app) = &self.app {
+            let path = path_in_image(app)?;
+            layer.add(&path, Entry::file(app).mode(0o755))?;
+            if entrypoint.is_empty() {
+                entrypoint.push(path);
+            }
+        }
+        for (source, path) in &self.add {
+            let source = Path::new(source);
+            if source.is_dir() {
+                layer.add_tree(source, path)?;
+            } else {
+                layer.add(path, Entry::file(source))?;
+            }
+        }
+        for (link, target) in &self.link {
+            layer.add(link, Entry::symlink(target))?;
+        }
+        if let Some(folder) = &self.workdir {
+            ensure!(
+                folder.starts_with('/'),
+                "--workdir {folder} must be an absolute path in the image"
+            );
+        }
+
+        let image = Image {
+            platform: self.platform,
+            entrypoint,
+            cmd: self.cmd,
+            env: once_each("--env", self.env)?,
+            working_dir: self.workdir,
+            user: self.user,
+            labels: once_each("--label", self.label)?,
+            layers: vec![layer],
+        };
+        let saved = image.save(&self.tag, &self.output)?;
+        println!("{} {}", saved.name, saved.manifest);
+        Ok(())
+    }
+}
+
+/// Where the program lies in the image: at the root, under its own name.
+fn path_in_image(app: &Path) -> Result<String> {
+    let name = app
+        .file_name()
+        .and_then(|name| name.to_str())
+        .with_context(|| format!("{} does not end in the name of a file", app.display()))?;
+    Ok(format!("/{name}"))
+}
+
+/// A map of options that may be given once for each key.
+fn once_each(option: &str, pairs: Vec<(String, String)>) -> Result<BTreeMap<String, String>> {
+    let mut map = BTreeMap::new();
+    for (key, value) in pairs {
+        if map.insert(key.clone(), value).is_some() {
+            bail!("{option} {key} is given twice");
+        }
+    }
+    Ok(map)
+}
+
+/// Splits `KEY=VALUE`.
+fn key_value(text: &str) -> Result<(String, String), &'static str> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("a name, `=` and a value are wanted"),
+    }
+}
+
+/// Splits `LEFT:RIGHT`; a colon in the left part is not possible.
+fn pair(text: &str) -> Result<(String, String), &'static str> {
+    match text.split_once(':') {
+        Some((left, right)) if !left.is_empty() && !right.is_empty() => {
+            Ok((left.into(), right.into()))
+        }
+        _ => Err("two paths with `:` between them are wanted"),
+    }
+}

@@ -1,0 +1,92 @@
+//! Blobs: bytes with the digest by which an image knows them.
+
+use std::io::{self, Read, Seek, Write};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::Error;
+
+/// Bytes, their number and their SHA-256 as 64 hexadecimal digits.
+pub struct Blob<R> {
+    pub content: R,
+    pub size: u64,
+    pub sha256: String,
+}
+
+impl<R> Blob<R> {
+    /// The digest as OCI documents write it.
+    pub fn digest(&self) -> String {
+        format!("sha256:{}", self.sha256)
+    }
+
+    /// The blob's place in an OCI image layout.
+    pub fn path(&self) -> String {
+        format!("blobs/sha256/{}", self.sha256)
+    }
+
+    /// The descriptor by which another document refers to this one.
+    pub fn descriptor(
+        &self,
+        media_type: oci_spec::image::MediaType,
+    ) -> Result<oci_spec::image::Descriptor, Error> {
+        let digest: oci_spec::image::Digest = self.digest().parse()?;
+        Ok(oci_spec::image::Descriptor::new(
+            media_type, self.size, digest,
+        ))
+    }
+}
+
+/// A document as a blob. Keys are sorted: maps come in any order, digests must not.
+pub fn json(document: &impl Serialize) -> Result<Blob<Vec<u8>>, Error> {
+    let mut value = serde_json::to_value(document)?;
+    value.sort_all_objects();
+    let content = serde_json::to_vec(&value)?;
+    Ok(Blob {
+        size: content.len() as u64,
+        sha256: format!("{:x}", Sha256::digest(&content)),
+        content,
+    })
+}
+
+/// Takes bytes on their way to a file and turns them into a blob.
+pub struct Spool {
+    file: io::BufWriter<std::fs::File>,
+    size: u64,
+    sha256: Sha256,
+}
+
+impl Spool {
+    /// A spool in a file without a name, gone with the last handle to it.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            file: io::BufWriter::new(tempfile::tempfile()?),
+            size: 0,
+            sha256: Sha256::new(),
+        })
+    }
+
+    /// What was written, ready to be read from its beginning.
+    pub fn finish(self) -> io::Result<Blob<impl Read>> {
+        let mut file = self.file.into_inner().map_err(|error| error.into_error())?;
+        file.rewind()?;
+        Ok(Blob {
+            content: file,
+            size: self.size,
+            sha256: format!("{:x}", self.sha256.finalize()),
+        })
+    }
+}
+
+impl Write for Spool {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.sha256.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}

@@ -1,0 +1,62 @@
+//! Writing container images: an [`Image`] says what is in one and how it runs,
+//! an [`Archive`] puts images into one file that `ctr images import`,
+//! `docker load` and other OCI tools take.
+//!
+//! An image is made of nothing but what it is told to hold. Its bytes do not
+//! depend on the machine, the user or the hour: the same input gives the same
+//! digests.
+//!
+//! ```no_run
+//! use image::{Entry, Image, Layer};
+//!
+//! # fn main() -> Result<(), image::Error> {
+//! let mut layer = Layer::default();
+//! layer.add("/hello.wasm", Entry::file("target/hello.wasm").mode(0o755))?;
+//! let image = Image {
+//!     entrypoint: vec!["/hello.wasm".into()],
+//!     layers: vec![layer],
+//!     ..Image::default()
+//! };
+//! let saved = image.save(&"hello:1".parse()?, "hello.tar")?;
+//! assert_eq!(saved.name.to_string(), "docker.io/library/hello:1");
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+mod archive;
+mod blob;
+mod error;
+mod layer;
+mod name;
+mod platform;
+
+use std::collections::BTreeMap;
+
+pub use archive::{Archive, Saved};
+pub use error::Error;
+pub use layer::{Entry, Layer};
+pub use name::Name;
+pub use platform::Platform;
+
+/// What an image holds and how a container made from it runs: the OCI image
+/// specification's `config.md`, without what Lighter has no use for.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    /// What the image is built to run on; `wasi/wasm` by default.
+    pub platform: Platform,
+    /// The program and its first arguments.
+    pub entrypoint: Vec<String>,
+    /// Arguments after those of the entrypoint, unless a user gives others.
+    pub cmd: Vec<String>,
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+    /// The folder in which the program starts; `/` if `None`.
+    pub working_dir: Option<String>,
+    /// `user`, `uid`, `user:group` or `uid:gid`; root if `None`.
+    pub user: Option<String>,
+    /// Labels, of any meaning.
+    pub labels: BTreeMap<String, String>,
+    /// The file system, lowest layer first.
+    pub layers: Vec<Layer>,
+}
