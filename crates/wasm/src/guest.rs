@@ -1,0 +1,278 @@
+//! Running a guest.
+
+use std::io;
+
+use tokio::runtime::{Builder, Runtime};
+use wasmtime::component::{self, ComponentExportIndex, Val};
+use wasmtime::{Engine, Store, Trap};
+use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder, p2, p3};
+
+use crate::engine::State;
+use crate::host::INITIALIZE;
+use crate::stdio::{Output, Stdin};
+
+/// The exit code of a guest that trapped: 128 + SIGABRT, as a native program that aborts.
+pub const EXIT_TRAP: i32 = 134;
+
+/// The exit code when the host fails a guest, which then never ran or could not go on.
+pub const EXIT_HOST_FAILURE: i32 = 125;
+
+/// How a guest is called.
+#[derive(Clone, Debug, Default)]
+pub struct Invocation {
+    /// The arguments, the first being the guest's own name.
+    pub args: Vec<String>,
+    /// The environment: names and values.
+    pub env: Vec<(String, String)>,
+    /// The working directory, an absolute path.
+    ///
+    /// WASI 0.2 and 0.3 tell it to the guest (`initial-cwd`). WASI 0.1 has no word for it, and C
+    /// libraries there take `/` for granted: they strip the leading slash before they look for a
+    /// preopened directory, so that the host cannot tell `/a` from `a`. The variable `PWD` is set
+    /// for all versions where `env` has none; Go starts there.
+    pub cwd: String,
+}
+
+/// A guest that is mapped and linked. It belongs to the process that loaded it.
+pub struct Guest {
+    pub(crate) engine: Engine,
+    pub(crate) entry: Entry,
+}
+
+/// What is instantiated and then called.
+pub(crate) enum Entry {
+    Module {
+        pre: wasmtime::InstancePre<State>,
+        function: String,
+        /// Whether [`INITIALIZE`] comes first.
+        initialize: bool,
+    },
+    Component {
+        pre: component::InstancePre<State>,
+        entry: ComponentEntry,
+        /// Whether it imports sockets.
+        sockets: bool,
+    },
+}
+
+pub(crate) enum ComponentEntry {
+    /// `wasi:cli/run` of WASI 0.2.
+    Run2(p2::bindings::CommandIndices),
+    /// `wasi:cli/run` of WASI 0.3.
+    Run3(p3::bindings::CommandIndices),
+    /// A function that the user named.
+    Function(ComponentExportIndex),
+}
+
+impl Guest {
+    /// Instantiates the guest, calls it, and returns the exit code for the process.
+    ///
+    /// `started` is called once: with `Ok` when there is an instance, before its entry function is
+    /// called; with `Err` and a sentence when the host could not make one, for want of memory for
+    /// example. A trap in the module's start function is the guest's own doing, and `Ok`.
+    ///
+    /// | end | code |
+    /// |---|---|
+    /// | return of nothing, or of `ok` | 0 |
+    /// | return of an integer | its lowest 8 bits |
+    /// | return of `err` | 1 |
+    /// | `proc_exit`, `exit-with-code` | the lowest 8 bits |
+    /// | trap | [`EXIT_TRAP`]; message and backtrace are on standard error |
+    /// | failure of the host | [`EXIT_HOST_FAILURE`]; the reason is on standard error |
+    ///
+    /// The guest gets the file descriptors 0, 1 and 2, the process's root as `/`, and its network.
+    /// Whatever it wrote is out of the process when this returns. Threads may be left; the caller
+    /// should end the process now.
+    pub fn run(
+        self,
+        invocation: Invocation,
+        started: &mut dyn FnMut(Result<(), String>),
+    ) -> i32 {
+        let name = invocation.args.first().cloned().unwrap_or_default();
+        let runtime = match self.runtime() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                started(Err(format!("cannot start an event loop: {error}")));
+                return EXIT_HOST_FAILURE;
+            }
+        };
+        let code = runtime.block_on(async {
+            let mut store = match store(&self.engine, &invocation) {
+                Ok(store) => store,
+                Err(error) => {
+                    started(Err(format!("cannot set up WASI: {error:#}")));
+                    return EXIT_HOST_FAILURE;
+                }
+            };
+            let mut running = false;
+            let result = self
+                .entry
+                .call(&mut store, &mut || {
+                    running = true;
+                    started(Ok(()));
+                })
+                .await;
+            let error = match result {
+                Ok(code) => return code & 0xff,
+                Err(error) => error,
+            };
+            let end = End::of(&error);
+            if !running {
+                started(match end {
+                    End::Host => Err(format!("cannot instantiate {name}: {error:#}")),
+                    End::Exit(_) | End::Trap => Ok(()),
+                });
+            }
+            match end {
+                End::Exit(code) => code & 0xff,
+                End::Trap => {
+                    eprintln!("{name}: {error:?}");
+                    EXIT_TRAP
+                }
+                End::Host => {
+                    eprintln!("{name}: the host failed: {error:?}");
+                    EXIT_HOST_FAILURE
+                }
+            }
+        });
+        // Not waiting for threads that are in a name look-up, say.
+        runtime.shutdown_background();
+        code
+    }
+
+    /// An event loop. Guests that can have sockets get a second thread that watches them: one that
+    /// polls without ever waiting would never see an event otherwise.
+    fn runtime(&self) -> io::Result<Runtime> {
+        let mut builder = match self.entry {
+            Entry::Component { sockets: true, .. } => {
+                let mut builder = Builder::new_multi_thread();
+                builder.worker_threads(1);
+                builder
+            }
+            _ => Builder::new_current_thread(),
+        };
+        builder.enable_all().build()
+    }
+}
+
+/// How a guest ended that did not return.
+enum End {
+    Exit(i32),
+    Trap,
+    Host,
+}
+
+impl End {
+    fn of(error: &wasmtime::Error) -> Self {
+        if let Some(I32Exit(code)) = error.downcast_ref() {
+            Self::Exit(*code)
+        } else if error.is::<Trap>() || error.is::<wasmtime::WasmBacktrace>() {
+            Self::Trap
+        } else {
+            Self::Host
+        }
+    }
+}
+
+/// The guest's memory and its view of the world.
+fn store(engine: &Engine, invocation: &Invocation) -> wasmtime::Result<Store<State>> {
+    let mut wasi = WasiCtxBuilder::new();
+    wasi.stdin(Stdin::new()?)
+        .stdout(Output::stdout()?)
+        .stderr(Output::stderr()?)
+        .args(&invocation.args)
+        .envs(&invocation.env)
+        .initial_cwd(&invocation.cwd)
+        // There is one guest in this process: it may block it.
+        .allow_blocking_current_thread(true)
+        .preopened_dir("/", "/", FsPerms::ReadWrite)?
+        .inherit_network()
+        .allow_ip_name_lookup(true)
+        .allow_tcp(true)
+        .allow_udp(true);
+    if !invocation.env.iter().any(|(name, _)| name == "PWD") {
+        wasi.env("PWD", &invocation.cwd);
+    }
+    Ok(Store::new(engine, wasi.build_p1()))
+}
+
+impl Entry {
+    /// Instantiates, calls `started`, and calls the entry function. Returns the exit code.
+    async fn call(
+        &self,
+        store: &mut Store<State>,
+        started: &mut dyn FnMut(),
+    ) -> wasmtime::Result<i32> {
+        match self {
+            Self::Module {
+                pre,
+                function,
+                initialize,
+            } => {
+                let instance = pre.instantiate_async(&mut *store).await?;
+                started();
+                if *initialize {
+                    instance
+                        .get_typed_func::<(), ()>(&mut *store, INITIALIZE)?
+                        .call_async(&mut *store, ())
+                        .await?;
+                }
+                if let Ok(function) = instance.get_typed_func::<(), i32>(&mut *store, function) {
+                    return function.call_async(store, ()).await;
+                }
+                instance
+                    .get_typed_func::<(), ()>(&mut *store, function)?
+                    .call_async(store, ())
+                    .await?;
+                Ok(0)
+            }
+            Self::Component { pre, entry, .. } => {
+                let instance = pre.instantiate_async(&mut *store).await?;
+                started();
+                entry.call(store, &instance).await
+            }
+        }
+    }
+}
+
+impl ComponentEntry {
+    async fn call(
+        &self,
+        store: &mut Store<State>,
+        instance: &component::Instance,
+    ) -> wasmtime::Result<i32> {
+        let code = |result: Result<(), ()>| if result.is_ok() { 0 } else { 1 };
+        match self {
+            Self::Run2(indices) => {
+                let command = indices.load(&mut *store, instance)?;
+                Ok(code(command.wasi_cli_run().call_run(store).await?))
+            }
+            Self::Run3(indices) => {
+                let command = indices.load(&mut *store, instance)?;
+                let result = store
+                    .run_concurrent(async |store| command.wasi_cli_run().call_run(store).await)
+                    .await??;
+                Ok(code(result))
+            }
+            Self::Function(index) => {
+                let function = instance
+                    .get_func(&mut *store, index)
+                    .ok_or_else(|| wasmtime::format_err!("the entry function is gone"))?;
+                let count = function.ty(&*store).results().len();
+                let mut results = vec![Val::Bool(false); count];
+                function.call_async(&mut *store, &[], &mut results).await?;
+                Ok(match results.first() {
+                    None => 0,
+                    Some(Val::Result(result)) => i32::from(result.is_err()),
+                    Some(Val::S8(code)) => (*code).into(),
+                    Some(Val::U8(code)) => (*code).into(),
+                    Some(Val::S16(code)) => (*code).into(),
+                    Some(Val::U16(code)) => (*code).into(),
+                    Some(Val::S32(code)) => *code,
+                    Some(Val::U32(code)) => *code as i32,
+                    Some(_) => unreachable!("checked when the guest was loaded"),
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! From an artifact to a guest that is ready to run.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use wasmtime::component::types::{ComponentFunc, ComponentItem};
+use wasmtime::component::{self, Component};
+use wasmtime::{Engine, ExternType, FuncType, Module, ValType};
+use wasmtime_wasi::{p2, p3};
+
+use crate::artifact::{self, Kind};
+use crate::engine::{self, State};
+use crate::guest::{ComponentEntry, Entry, Guest};
+use crate::{names, signals};
+
+/// The entry function of a core module that nobody named (WASI application ABI, "command").
+const START: &str = "_start";
+
+/// What a reactor module exports to be called before anything else (WASI application ABI).
+pub(crate) const INITIALIZE: &str = "_initialize";
+
+/// Why an artifact cannot become a guest.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file is not native code that this program has made.
+    #[error("the native code is not one of this program's artifacts: {0}")]
+    Artifact(String),
+    /// The kernel would not map the file, or read it.
+    #[error("cannot map the native code: {0}")]
+    Map(String),
+    /// The process could not be prepared for a guest.
+    #[error("cannot {step}: {source}")]
+    Prepare {
+        /// What was tried.
+        step: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An import is missing, although the compile worker found all of them.
+    #[error("the module's imports do not resolve: {0}")]
+    Link(String),
+    /// There is nothing to call.
+    #[error("the {what} has no entry function: {wanted}; it exports {exports}")]
+    NoEntry {
+        /// "module" or "component".
+        what: &'static str,
+        /// What was looked for and not found.
+        wanted: String,
+        /// What there is instead.
+        exports: String,
+    },
+}
+
+/// The engine, and everything that guests may import. Made once and used for any number of guests.
+pub struct Host {
+    engine: Engine,
+    modules: wasmtime::Linker<State>,
+    components: component::Linker<State>,
+}
+
+impl Host {
+    /// Prepares wasmtime. Starts no thread, and may be followed by a clone of the process.
+    ///
+    /// # Errors
+    /// What wasmtime says of its configuration on this machine.
+    pub fn new() -> wasmtime::Result<Self> {
+        let engine = engine::engine()?;
+        let modules = engine::module_linker(&engine)?;
+        let components = engine::component_linker(&engine)?;
+        Ok(Self {
+            engine,
+            modules,
+            components,
+        })
+    }
+
+    /// Maps `artifact`, links it, and finds what to call: `function`, or else what its world says
+    /// (`_start` of a module, `wasi:cli/run` of a component).
+    ///
+    /// `function` names an export of a module or component, or `interface#function` of a
+    /// component. It may take no parameters and return nothing or an integer, of a component also
+    /// a `result`; what its return means is told at [`Guest::run`].
+    ///
+    /// From here on signals end the process: see
+    /// [`install_termination_handlers`](crate::install_termination_handlers). To be called in the
+    /// container's init, with its final root and user. No code of the guest runs yet.
+    ///
+    /// # Errors
+    /// Every [`LoadError`].
+    pub fn load(&self, artifact: File, function: Option<&str>) -> Result<Guest, LoadError> {
+        signals::install_termination_handlers().map_err(|error| LoadError::Prepare {
+            step: "install signal handlers",
+            source: error.into(),
+        })?;
+        names::use_builtin_sources().map_err(|source| LoadError::Prepare {
+            step: "fix the sources of host names",
+            source,
+        })?;
+        let kind = artifact::kind(&artifact)
+            .map_err(|error| LoadError::Map(error.to_string()))?
+            .ok_or_else(|| LoadError::Artifact("it does not end as one".into()))?;
+        let entry = match kind {
+            Kind::Module => self.load_module(artifact, function)?,
+            Kind::Component => self.load_component(artifact, function)?,
+        };
+        Ok(Guest {
+            engine: self.engine.clone(),
+            entry,
+        })
+    }
+
+    fn load_module(&self, artifact: File, function: Option<&str>) -> Result<Entry, LoadError> {
+        // SAFETY: the file was written by the compile worker and is in a folder of root's, and
+        // nobody has it open for writing; wasmtime refuses other versions of its format.
+        let module = unsafe { Module::deserialize_open_file(&self.engine, artifact) }
+            .map_err(|error| LoadError::Map(format!("{error:#}")))?;
+        let name = function.unwrap_or(START);
+        let callable = |export| matches!(export, ExternType::Func(ty) if is_entry(&ty));
+        if !module.get_export(name).is_some_and(callable) {
+            let exports = module
+                .exports()
+                .filter(|export| matches!(export.ty(), ExternType::Func(_)))
+                .map(|export| match callable(export.ty()) {
+                    true => export.name().to_owned(),
+                    false => format!("{} (which takes or returns other values)", export.name()),
+                });
+            return Err(LoadError::NoEntry {
+                what: "module",
+                wanted: match function {
+                    None => format!(
+                        "{START:?}, a function without parameters that returns nothing, is \
+                         missing; append #FUNCTION to its path to call another"
+                    ),
+                    Some(name) => format!(
+                        "{name:?}, a function without parameters that returns nothing or an \
+                         i32, is missing"
+                    ),
+                },
+                exports: list(exports),
+            });
+        }
+        Ok(Entry::Module {
+            initialize: name != INITIALIZE && module.get_export(INITIALIZE).is_some(),
+            pre: self
+                .modules
+                .instantiate_pre(&module)
+                .map_err(|error| LoadError::Link(format!("{error:#}")))?,
+            function: name.to_owned(),
+        })
+    }
+
+    fn load_component(&self, artifact: File, function: Option<&str>) -> Result<Entry, LoadError> {
+        let component = self
+            .map_component(artifact)
+            .map_err(|error| LoadError::Map(format!("{error:#}")))?;
+        let pre = self
+            .components
+            .instantiate_pre(&component)
+            .map_err(|error| LoadError::Link(format!("{error:#}")))?;
+        let exports = component.component_type();
+        let exports = || list(exports.exports(&self.engine).map(|(name, _)| name.to_owned()));
+        let entry = match function {
+            None => {
+                if let Ok(indices) = p3::bindings::CommandIndices::new(&pre) {
+                    ComponentEntry::Run3(indices)
+                } else if let Ok(indices) = p2::bindings::CommandIndices::new(&pre) {
+                    ComponentEntry::Run2(indices)
+                } else {
+                    return Err(LoadError::NoEntry {
+                        what: "component",
+                        wanted: "it is not of the wasi:cli/command world, which exports \
+                                 wasi:cli/run of version 0.2 or 0.3; append #FUNCTION or \
+                                 #INTERFACE#FUNCTION to its path to call another"
+                            .into(),
+                        exports: exports(),
+                    });
+                }
+            }
+            Some(name) => {
+                let (interface, function) = match name.rsplit_once('#') {
+                    Some((interface, function)) => (Some(interface), function),
+                    None => (None, name),
+                };
+                let instance = match interface {
+                    None => Some(None),
+                    Some(interface) => component.get_export_index(None, interface).map(Some),
+                };
+                let found = instance
+                    .and_then(|instance| component.get_export(instance.as_ref(), function));
+                match found {
+                    Some((ComponentItem::ComponentFunc(ty), index)) if is_component_entry(&ty) => {
+                        ComponentEntry::Function(index)
+                    }
+                    _ => {
+                        return Err(LoadError::NoEntry {
+                            what: "component",
+                            wanted: format!(
+                                "{name:?}, a function without parameters that returns nothing, \
+                                 an integer or a result, is missing"
+                            ),
+                            exports: exports(),
+                        });
+                    }
+                }
+            }
+        };
+        let sockets = component
+            .component_type()
+            .imports(&self.engine)
+            .any(|(name, _)| name.starts_with("wasi:sockets/"));
+        Ok(Entry::Component {
+            pre,
+            entry,
+            sockets,
+        })
+    }
+
+    /// Maps a component's code.
+    ///
+    /// wasmtime maps components by path only, so the path is the open file's own under /proc. A
+    /// container need not have a /proc; the code is copied into memory then.
+    fn map_component(&self, mut artifact: File) -> wasmtime::Result<Component> {
+        let directory = File::open("/proc/self/fd");
+        let is_proc = |directory: &File| {
+            fstatfs(directory).is_ok_and(|stat| stat.filesystem_type() == PROC_SUPER_MAGIC)
+        };
+        if directory.is_ok_and(|directory| is_proc(&directory)) {
+            let path = format!("/proc/self/fd/{}", artifact.as_raw_fd());
+            // SAFETY: as in `load_module`; only procfs itself can say what this path leads to.
+            return unsafe { Component::deserialize_file(&self.engine, Path::new(&path)) };
+        }
+        let mut code = Vec::new();
+        artifact.rewind()?;
+        artifact.read_to_end(&mut code)?;
+        // SAFETY: as in `load_module`.
+        unsafe { Component::deserialize(&self.engine, &code) }
+    }
+}
+
+/// Whether a core function can be called without knowing more about it.
+fn is_entry(ty: &FuncType) -> bool {
+    ty.params().len() == 0
+        && match ty.results().len() {
+            0 => true,
+            1 => ty.results().all(|result| matches!(result, ValType::I32)),
+            _ => false,
+        }
+}
+
+/// Whether a component's function can be called without knowing more about it.
+fn is_component_entry(ty: &ComponentFunc) -> bool {
+    use component::Type;
+    ty.params().len() == 0
+        && ty.results().len() <= 1
+        && ty.results().all(|result| {
+            matches!(
+                result,
+                Type::Result(_)
+                    | Type::S8
+                    | Type::U8
+                    | Type::S16
+                    | Type::U16
+                    | Type::S32
+                    | Type::U32
+            )
+        })
+}
+
+/// Names for a message.
+fn list(names: impl Iterator<Item = String>) -> String {
+    let names: Vec<_> = names.collect();
+    match names.is_empty() {
+        true => "nothing".into(),
+        false => names.join(", "),
+    }
+}

@@ -1,0 +1,56 @@
+//! WebAssembly guests: what a guest is, how it becomes native code, and how it runs.
+//!
+//! Three processes use this crate, and data flows one way between them:
+//!
+//! ```text
+//! daemon                      compile worker                 container's init
+//! Cache::artifact ──module──► worker_main
+//!                 ◄─artifact──
+//!                 ────────────────artifact───────────────► Host::load, Guest::run
+//! ```
+//!
+//! * The daemon ([`Cache`]) only ever hashes and copies a module; it never parses it.
+//! * The compile worker ([`worker_main`]) gives up every privilege before it reads the module.
+//! * The init maps the artifact ([`Host::load`]) and runs it in its own process ([`Guest::run`]).
+//!
+//! Start reading at `engine.rs`: what wasm means here is decided there, once for all three.
+
+mod artifact;
+mod cache;
+mod digest;
+mod engine;
+mod guest;
+mod host;
+mod names;
+mod sandbox;
+mod signals;
+mod stdio;
+mod worker;
+
+pub use cache::{Cache, CacheError, DEFAULT_CACHE_DIR};
+pub use guest::{EXIT_HOST_FAILURE, EXIT_TRAP, Guest, Invocation};
+pub use host::{Host, LoadError};
+pub use signals::install_termination_handlers;
+pub use worker::{MAX_MODULE_BYTES, WORKER_ACTION, worker_main};
+
+/// Whether a file that begins with `head` is wasm: a core module or a component.
+///
+/// Both start with the same four bytes (WebAssembly core specification, section 5.5.16); fewer
+/// than four bytes are never wasm.
+pub fn is_wasm(head: &[u8]) -> bool {
+    head.starts_with(b"\0asm")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_wasm;
+
+    #[test]
+    fn wasm_is_told_by_its_first_four_bytes() {
+        assert!(is_wasm(b"\0asm\x01\0\0\0"), "a core module");
+        assert!(is_wasm(b"\0asm\x0d\0\x01\0"), "a component");
+        assert!(!is_wasm(b"\0as"), "too short");
+        assert!(!is_wasm(b"\x7fELF"), "an ELF file");
+        assert!(!is_wasm(b""), "an empty file");
+    }
+}

@@ -1,0 +1,132 @@
+//! The compile worker: a process that can do nothing but turn one module into native code.
+//!
+//! Its standard input is the module, its standard output the file that takes the code, and its
+//! standard error takes one line of JSON at the end, the [`Report`]. Text before that line comes
+//! from a compiler that panicked or ran out of memory.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
+use wasmtime::component::Component;
+use wasmtime::{Engine, Module, UnknownImportError};
+
+use crate::artifact::Kind;
+use crate::{engine, sandbox};
+
+/// The first argument with which a program has to call [`worker_main`].
+pub const WORKER_ACTION: &str = "compile-worker";
+
+/// The largest module that is accepted, in bytes.
+pub const MAX_MODULE_BYTES: u64 = 1 << 30;
+
+/// What became of a module.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Report {
+    /// Standard output holds its native code.
+    Compiled(Kind),
+    /// It is not wasm that can run here: a sentence about it that leaves out its name.
+    Refused(String),
+    /// The worker could not isolate itself, and has not read the module.
+    Exposed(String),
+    /// The module could not be read, or the code not be written.
+    Failed(String),
+}
+
+/// Isolates the process, then compiles the module on standard input to standard output.
+///
+/// For the hidden action [`WORKER_ACTION`] of a program, called before it has done anything else:
+/// there must be one thread, and the user must be root. The exit code is 0 when there is code.
+pub fn worker_main() -> ExitCode {
+    let report = run();
+    let code = match report {
+        Report::Compiled(_) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    };
+    let line = serde_json::to_string(&report).expect("a report is plain text");
+    match writeln!(io::stderr(), "\n{line}") {
+        Ok(()) => code,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run() -> Report {
+    if let Err(error) = sandbox::enter() {
+        return Report::Exposed(error.to_string());
+    }
+    let mut wasm = Vec::new();
+    if let Err(error) = io::stdin().read_to_end(&mut wasm) {
+        return Report::Failed(format!("reading the module: {error}"));
+    }
+    match compile(&wasm) {
+        Ok((kind, code)) => match write(&code) {
+            Ok(()) => Report::Compiled(kind),
+            Err(error) => Report::Failed(format!("writing its native code: {error}")),
+        },
+        Err(reason) => Report::Refused(reason),
+    }
+}
+
+/// Writes to standard output as it stands, without the standard library's search for line ends.
+fn write(code: &[u8]) -> io::Result<()> {
+    let output = io::stdout().as_fd().try_clone_to_owned()?;
+    File::from(output).write_all(code)
+}
+
+/// Compiles `wasm` and checks that everything it imports is there.
+fn compile(wasm: &[u8]) -> Result<(Kind, Vec<u8>), String> {
+    if wasm.is_empty() {
+        return Err("the file is empty".into());
+    }
+    let engine = engine::engine().map_err(text)?;
+    if is_component(wasm) {
+        let component = Component::from_binary(&engine, wasm).map_err(text)?;
+        check_component(&engine, &component)?;
+        Ok((Kind::Component, component.serialize().map_err(text)?))
+    } else {
+        let module = Module::from_binary(&engine, wasm).map_err(text)?;
+        check_module(&engine, &module)?;
+        Ok((Kind::Module, module.serialize().map_err(text)?))
+    }
+}
+
+/// Whether the layer field of the header says component (component-model/Binary.md).
+fn is_component(wasm: &[u8]) -> bool {
+    wasm.get(6..8) == Some(&[1, 0])
+}
+
+fn check_module(engine: &Engine, module: &Module) -> Result<(), String> {
+    let linker = engine::module_linker(engine).map_err(text)?;
+    match linker.instantiate_pre(module) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(match error.downcast_ref::<UnknownImportError>() {
+            Some(import) => format!(
+                "it imports {:?}.{:?}, which nothing provides; a module may import WASI 0.1 \
+                 (\"wasi_snapshot_preview1\") and nothing else",
+                import.module(),
+                import.name(),
+            ),
+            None => text(error),
+        }),
+    }
+}
+
+fn check_component(engine: &Engine, component: &Component) -> Result<(), String> {
+    let linker = engine::component_linker(engine).map_err(text)?;
+    match linker.instantiate_pre(component) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!(
+            "{}; a component may import WASI 0.2 and 0.3 (wasi:cli, clocks, filesystem, io, \
+             random, sockets) and nothing else",
+            text(error)
+        )),
+    }
+}
+
+/// The error and its causes on one line.
+fn text(error: wasmtime::Error) -> String {
+    format!("{error:#}")
+}
