@@ -112,7 +112,7 @@ impl AsyncSocket {
     /// When it cannot be made non-blocking or watched.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        AsyncFd::new(socket).map(Self)
+        Ok(Self(AsyncFd::register(socket)?))
     }
 
     /// Sends one packet; see [`send`].
@@ -130,7 +130,9 @@ impl AsyncSocket {
     /// # Errors
     /// Those of [`receive`].
     pub async fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-        self.0.async_io(Interest::READABLE, receive).await
+        self.0
+            .async_io(Interest::READABLE, |socket| receive(socket))
+            .await
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::{ForkResult, Pid};
 
 /// Forks a process that has one thread.
@@ -84,4 +85,14 @@ fn close_range(first: u32, last: u32) {
     // SAFETY: closing descriptors touches no memory of ours; the caller promises that their
     // owners are not used again.
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+}
+
+/// Sets what a signal does to this process.
+///
+/// # Errors
+/// sigaction(2)'s.
+pub fn set_signal_handler(signal: Signal, handler: SigHandler) -> io::Result<()> {
+    // SAFETY: callers pass SIG_DFL or SIG_IGN, which run no code of ours.
+    unsafe { nix::sys::signal::signal(signal, handler) }?;
+    Ok(())
 }

@@ -1,0 +1,235 @@
+//! The processes of a cgroup, and its end.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Cgroup, Error, Result, Tree, place};
+
+/// How long removal waits for killed processes to leave. A process in an uninterruptible wait
+/// (a dead network file system) may take longer; nothing can hurry it.
+const REMOVAL: Duration = Duration::from_secs(10);
+/// The longest pause between two looks at a cgroup that is to be removed.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How often a cgroup is looked through for processes that were forked while others got a signal.
+const ROUNDS: usize = 16;
+
+impl Cgroup {
+    /// The processes in the cgroup and in the cgroups below it, as pids of this process's
+    /// namespace, in ascending order. None when the cgroup is gone.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Malformed`] when the kernel's list cannot be read.
+    pub fn processes(&self) -> Result<Vec<u32>> {
+        let folder = match &self.tree {
+            Tree::V1(controllers) => place::telling_folder(controllers),
+            Tree::V2(folder) => Some(folder.as_path()),
+        };
+        let mut pids = BTreeSet::new();
+        if let Some(folder) = folder {
+            collect(folder, &mut pids)?;
+        }
+        Ok(pids.into_iter().collect())
+    }
+
+    /// Sends a signal to every process of the cgroup and of the cgroups below it. SIGKILL reaches
+    /// them as well when the cgroup is frozen. That none is left afterwards is not promised.
+    ///
+    /// # Errors
+    /// [`Error::HoldsCaller`], and nothing is sent, when this very process is in the cgroup;
+    /// [`Error::Io`] when the cgroup cannot be read or a process refuses the signal.
+    pub fn kill_all(&self, signal: Signal) -> Result<()> {
+        let folder = match &self.tree {
+            Tree::V1(controllers) => place::telling_folder(controllers),
+            Tree::V2(folder) => Some(folder.as_path()),
+        };
+        if let Some(folder) = folder {
+            signal_folder(folder, signal)?;
+        }
+        match self.v1_folder("freezer") {
+            // A frozen process of v1 gets SIGKILL only after it is thawed; v2 needs no help.
+            Some(freezer) if signal == Signal::SIGKILL => thaw(freezer),
+            _ => Ok(()),
+        }
+    }
+
+    /// Kills every process left in the cgroup and removes it with all cgroups below it.
+    ///
+    /// Blocks the thread: for microseconds when the cgroup is empty, else until its processes are
+    /// gone, at most ten seconds. That the cgroup, or a part of it, is gone already is no error.
+    ///
+    /// # Errors
+    /// [`Error::HoldsCaller`] when this very process is in the cgroup; [`Error::Busy`] when its
+    /// processes do not go; [`Error::Io`] when the kernel refuses otherwise.
+    pub fn remove(&self) -> Result<()> {
+        let end = Instant::now() + REMOVAL;
+        for folder in self.folders() {
+            let mut pause = Duration::from_millis(1);
+            while !remove_folder(folder)? {
+                if Instant::now() > end {
+                    let mut pids = BTreeSet::new();
+                    collect(folder, &mut pids)?;
+                    return Err(Error::Busy {
+                        path: folder.to_path_buf(),
+                        pids: pids.into_iter().collect(),
+                        seconds: REMOVAL.as_secs(),
+                    });
+                }
+                signal_folder(folder, Signal::SIGKILL)?;
+                if let Some(freezer) = self.v1_folder("freezer") {
+                    thaw(freezer)?;
+                }
+                thread::sleep(pause);
+                pause = (pause * 2).min(PAUSE);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The errors of a cgroup that was removed while it was looked at: ENOENT from opening its files,
+/// ENODEV from those opened before.
+fn gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
+}
+
+/// Adds the processes of a folder and of those below it.
+fn collect(folder: &Path, pids: &mut BTreeSet<u32>) -> Result<()> {
+    let path = folder.join("cgroup.procs");
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            for line in text.lines() {
+                let pid: u32 = line.parse().map_err(|_| Error::Malformed {
+                    path: path.clone(),
+                    line: line.to_owned(),
+                    expected: "a process id",
+                })?;
+                // Zero stands for a process outside this process's pid namespace.
+                if pid != 0 {
+                    pids.insert(pid);
+                }
+            }
+        }
+        Err(error) if gone(&error) => return Ok(()),
+        // A threaded cgroup of v2: its processes are on the list of the cgroup above.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        Err(error) => return Err(Error::io("read", &path)(error)),
+    }
+    for child in children(folder)? {
+        collect(&child, pids)?;
+    }
+    Ok(())
+}
+
+/// The cgroups right below a cgroup.
+fn children(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let list = || -> io::Result<Vec<_>> {
+        let mut folders = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+        Ok(folders)
+    };
+    match list() {
+        Err(error) if gone(&error) => Ok(Vec::new()),
+        answer => answer.map_err(Error::io("read", folder)),
+    }
+}
+
+/// Sends a signal to each process of a folder and of those below it, also to those forked
+/// meanwhile.
+fn signal_folder(folder: &Path, signal: Signal) -> Result<()> {
+    let mut reached = BTreeSet::new();
+    for _ in 0..ROUNDS {
+        let mut pids = BTreeSet::new();
+        collect(folder, &mut pids)?;
+        let caller = std::process::id();
+        if pids.contains(&caller) {
+            return Err(Error::HoldsCaller {
+                path: folder.to_path_buf(),
+                pid: caller,
+            });
+        }
+        let new: Vec<u32> = pids.difference(&reached).copied().collect();
+        if new.is_empty() || (signal == Signal::SIGKILL && kill_at_once(folder)?) {
+            break;
+        }
+        for pid in &new {
+            let target = Pid::from_raw(i32::try_from(*pid).unwrap_or(i32::MAX));
+            match kill(target, signal) {
+                // It ended by itself between the list and the signal.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => {
+                    let process = format!("/proc/{pid}");
+                    return Err(Error::io("signal", Path::new(&process))(errno.into()));
+                }
+            }
+        }
+        reached.extend(new);
+    }
+    Ok(())
+}
+
+/// Lets the kernel kill a whole v2 tree in one step, so that no fork escapes; cgroup.kill is there
+/// since Linux 5.14. Says whether it did.
+fn kill_at_once(folder: &Path) -> Result<bool> {
+    let path = folder.join("cgroup.kill");
+    match write_existing(&path, "1") {
+        Ok(()) => Ok(true),
+        // Not on v1, not before 5.14, and EOPNOTSUPP in a threaded cgroup.
+        Err(error) if gone(&error) || error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(Error::io("write", &path)(error)),
+    }
+}
+
+/// Wakes the frozen processes of a v1 freezer cgroup.
+fn thaw(freezer: &Path) -> Result<()> {
+    let path = freezer.join("freezer.state");
+    match write_existing(&path, "THAWED") {
+        Err(error) if !gone(&error) => Err(Error::io("write", &path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes to a kernel file, which must exist: creating a file is refused in a cgroup file system
+/// with a misleading EPERM.
+fn write_existing(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(path)?;
+    io::Write::write_all(&mut file, text.as_bytes())
+}
+
+/// Removes a folder and those below it; false when some process is still in one of them.
+fn remove_folder(folder: &Path) -> Result<bool> {
+    match fs::remove_dir(folder) {
+        Ok(()) => return Ok(true),
+        Err(error) if gone(&error) => return Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+        Err(error) => return Err(Error::io("remove", folder)(error)),
+    }
+    // Busy because of processes, or because of cgroups below, which go first.
+    let mut children = children(folder)?;
+    if children.is_empty() {
+        return Ok(false);
+    }
+    while let Some(child) = children.pop() {
+        if !remove_folder(&child)? {
+            return Ok(false);
+        }
+    }
+    match fs::remove_dir(folder) {
+        Ok(()) => Ok(true),
+        Err(error) if gone(&error) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(false),
+        Err(error) => Err(Error::io("remove", folder)(error)),
+    }
+}

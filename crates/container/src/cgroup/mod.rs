@@ -1,0 +1,183 @@
+//! The control groups of a container: where they are, what they count, who is in them, and how
+//! they end.
+//!
+//! libcontainer makes a container's cgroups and sets their limits; this module reads and removes
+//! them. It knows the three set-ups of Linux machines: v1 (one hierarchy a controller, or several
+//! controllers mounted together), hybrid (v1 beside an empty v2 tree; treated as v1, as libcgroups
+//! does) and v2 (one tree for all).
+//!
+//! - `place`: from a process or a cgroups path to folders
+//! - `members`: processes, signals, removal
+//! - [`stats`]: the figures, by the files that containerd's cgroups library reads
+//! - [`oom`]: kills by the out-of-memory killer, as they happen
+
+mod members;
+pub mod oom;
+mod place;
+pub mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use oom::OomWatch;
+pub use stats::Stats;
+
+/// What can go wrong with a cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder of the cgroup file systems or of /proc refused an operation.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// The verb: "read", "write", "remove", ...
+        action: &'static str,
+        /// What it was tried on.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A file of the kernel does not have the form its documentation gives.
+    #[error("cannot understand {line:?} in {path}: expected {expected}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The line at fault.
+        line: String,
+        /// The form that was expected.
+        expected: &'static str,
+    },
+    /// None of the process's cgroups lies in a hierarchy mounted in this mount namespace.
+    #[error(
+        "process {pid} is in no cgroup that is mounted here: compare /proc/{pid}/cgroup with \
+         /proc/self/mountinfo"
+    )]
+    NotMounted {
+        /// The process.
+        pid: u32,
+    },
+    /// The machine has no cgroup file system to look in.
+    #[error("no cgroup controller is mounted here: mount the cgroup file systems of this machine")]
+    NoHierarchy,
+    /// A cgroups path that names no cgroup.
+    #[error("cgroups path {path:?} names no cgroup: {reason}")]
+    BadPath {
+        /// The path as given.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// An operation that would end this very process.
+    #[error("cgroup {path} also holds this process ({pid}): refusing to kill or remove it")]
+    HoldsCaller {
+        /// The folder of the cgroup.
+        path: PathBuf,
+        /// This process.
+        pid: u32,
+    },
+    /// The processes of a cgroup outlived SIGKILL for longer than removal waits.
+    #[error(
+        "cgroup {path} is still busy {seconds} s after SIGKILL (processes {pids:?}): see \
+         /proc/PID/stack for what they wait for, and remove it again when they are gone"
+    )]
+    Busy {
+        /// The folder of the cgroup.
+        path: PathBuf,
+        /// The processes left.
+        pids: Vec<u32>,
+        /// How long removal waited.
+        seconds: u64,
+    },
+    /// Out-of-memory kills cannot be watched without the memory controller.
+    #[error("cgroup {path} has no memory controller: enable it to be told of out-of-memory kills")]
+    NoMemoryController {
+        /// The folder, or the cgroup's path when no folder has the controller.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`], for `map_err`.
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_path_buf();
+        move |source| Error::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+/// The result of this module's operations.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The cgroup of one container: on v1 one folder for each controller, on v2 one folder.
+///
+/// It is a name, not a handle: it stays valid, and holds nothing open, when the cgroup is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroup {
+    tree: Tree,
+}
+
+/// Where the folders of a cgroup are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Tree {
+    /// Controllers and the folder of each; controllers that are mounted together share a folder.
+    V1(Vec<(String, PathBuf)>),
+    V2(PathBuf),
+}
+
+impl Cgroup {
+    /// The cgroup of a running process.
+    ///
+    /// On v1 it consists of the controllers in which the process has the same path as in
+    /// `devices` (or the first of the other controllers where that is missing): a container's
+    /// cgroups all have one path, and hierarchies that its runtime left alone show the path of
+    /// whoever started it, which is not the container's to count or to kill.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the process does not exist; [`Error::NotMounted`] when its cgroup cannot
+    /// be reached from this mount namespace.
+    pub fn of(pid: u32) -> Result<Cgroup> {
+        place::of(pid).map(|tree| Cgroup { tree })
+    }
+
+    /// The cgroup that libcgroups makes for a cgroups path, whether it exists or not; used to
+    /// clean up after a container whose init is dead.
+    ///
+    /// `cgroups_path` is what libcontainer hands to libcgroups: `linux.cgroupsPath` of the
+    /// container's spec, or libcontainer's own default in its absence. `systemd` tells whether the
+    /// container was made with the systemd driver; then a relative path has the form
+    /// `slice:prefix:name`. As in libcgroups, the driver has no effect on v1.
+    ///
+    /// # Errors
+    /// [`Error::BadPath`] when the path names the root of the hierarchies, leaves them (`..`), or
+    /// is not of systemd's form; [`Error::NoHierarchy`] when no controller is mounted.
+    pub fn at(cgroups_path: &Path, systemd: bool) -> Result<Cgroup> {
+        place::at(cgroups_path, systemd).map(|tree| Cgroup { tree })
+    }
+
+    /// The folder of a v1 controller.
+    fn v1_folder(&self, controller: &str) -> Option<&Path> {
+        match &self.tree {
+            Tree::V1(controllers) => place::folder(controllers, controller),
+            Tree::V2(_) => None,
+        }
+    }
+
+    /// Every folder once.
+    fn folders(&self) -> Vec<&Path> {
+        match &self.tree {
+            Tree::V1(controllers) => {
+                let mut folders: Vec<&Path> = controllers
+                    .iter()
+                    .map(|(_, folder)| folder.as_path())
+                    .collect();
+                folders.sort_unstable();
+                folders.dedup();
+                folders
+            }
+            Tree::V2(folder) => vec![folder],
+        }
+    }
+}

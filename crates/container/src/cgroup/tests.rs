@@ -1,0 +1,307 @@
+//! Tests on cgroups of the machine, of the version that the machine has. They need root.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tokio::time::timeout;
+
+use super::{Cgroup, Error, OomWatch, Stats, Tree};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A cgroup of the machine, made for one test and removed after it.
+struct Fixture {
+    cgroup: Cgroup,
+}
+
+impl Fixture {
+    fn new(name: &str) -> Fixture {
+        let path = PathBuf::from(format!("/lighter-test-{}-{name}", std::process::id()));
+        let cgroup = Cgroup::at(&path, false).unwrap();
+        if let Tree::V2(folder) = &cgroup.tree {
+            delegate(folder.parent().unwrap());
+        }
+        for folder in cgroup.folders() {
+            make(folder);
+        }
+        Fixture { cgroup }
+    }
+
+    /// Makes a cgroup below this one.
+    fn below(&self, name: &str) -> Fixture {
+        let inner = |folder: &PathBuf| {
+            make(&folder.join(name));
+            folder.join(name)
+        };
+        let tree = match &self.cgroup.tree {
+            Tree::V1(controllers) => {
+                let mut below = Vec::new();
+                for (controller, folder) in controllers {
+                    below.push((controller.clone(), inner(folder)));
+                }
+                Tree::V1(below)
+            }
+            Tree::V2(folder) => Tree::V2(inner(folder)),
+        };
+        Fixture {
+            cgroup: Cgroup { tree },
+        }
+    }
+
+    /// Writes a control file: the first name for v1, the second for v2.
+    fn set(&self, controller: &str, v1: &str, v2: &str, value: &str) {
+        let path = match &self.cgroup.tree {
+            Tree::V1(_) => self.cgroup.v1_folder(controller).unwrap().join(v1),
+            Tree::V2(folder) => folder.join(v2),
+        };
+        fs::write(&path, value).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    }
+
+    /// Runs a shell script in the cgroup; it starts once it is in.
+    fn run(&self, script: &str) -> Child {
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("read go; {script}")])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        for folder in self.cgroup.folders() {
+            let procs = folder.join("cgroup.procs");
+            fs::write(&procs, child.id().to_string())
+                .unwrap_or_else(|error| panic!("{procs:?}: {error}"));
+        }
+        child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        child
+    }
+
+    fn limit_memory(&self, bytes: u64) {
+        self.set(
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.max",
+            &bytes.to_string(),
+        );
+        // Without swap, so that the limit ends the process instead of slowing it down.
+        let (folder, file, value) = match &self.cgroup.tree {
+            Tree::V1(_) => {
+                let folder = self.cgroup.v1_folder("memory").unwrap();
+                (folder, "memory.memsw.limit_in_bytes", bytes.to_string())
+            }
+            Tree::V2(folder) => (folder.as_path(), "memory.swap.max", "0".to_owned()),
+        };
+        if folder.join(file).exists() {
+            fs::write(folder.join(file), value).unwrap();
+        }
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if let Err(error) = self.cgroup.remove() {
+            eprintln!("left behind: {error}");
+        }
+    }
+}
+
+fn make(folder: &Path) {
+    fs::create_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    // Nobody can enter a v1 cpuset before it has processors and memory nodes.
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if folder.join(file).exists() && !folder.join("cgroup.controllers").exists() {
+            let above = fs::read_to_string(folder.parent().unwrap().join(file)).unwrap();
+            fs::write(folder.join(file), above).unwrap();
+        }
+    }
+}
+
+/// Gives the controllers of a v2 cgroup to those below.
+fn delegate(folder: &Path) {
+    let controllers = fs::read_to_string(folder.join("cgroup.controllers")).unwrap();
+    for controller in ["cpu", "memory", "pids"] {
+        assert!(
+            controllers.contains(controller),
+            "{folder:?} lacks {controller}: {controllers}"
+        );
+        fs::write(
+            folder.join("cgroup.subtree_control"),
+            format!("+{controller}"),
+        )
+        .unwrap();
+    }
+}
+
+/// Waits until something is so.
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn killed_by(child: &mut Child) -> Option<i32> {
+    child.wait().unwrap().signal()
+}
+
+#[test]
+fn the_figures_are_those_of_the_cgroup() {
+    let fixture = Fixture::new("stats");
+    fixture.limit_memory(64 << 20);
+    fixture.set("pids", "pids.max", "pids.max", "17");
+    let mut child = fixture.run("while :; do :; done");
+
+    let found = Cgroup::of(child.id()).unwrap();
+    assert_eq!(found.folders(), fixture.cgroup.folders());
+
+    until("10 ms of processor time counted", || {
+        match found.stats().unwrap() {
+            Stats::V1(metrics) => {
+                let usage = metrics.cpu.usage;
+                usage.user >= 10_000_000 && usage.per_cpu.iter().sum::<u64>() >= 10_000_000
+            }
+            Stats::V2(metrics) => metrics.cpu.user_usec >= 10_000,
+        }
+    });
+    match found.stats().unwrap() {
+        Stats::V1(metrics) => {
+            assert!(matches!(fixture.cgroup.tree, Tree::V1(_)));
+            let pids = metrics.pids.unwrap();
+            assert_eq!((pids.current, pids.limit), (1, 17));
+            let memory = metrics.memory.unwrap();
+            assert_eq!(memory.usage.limit, 64 << 20);
+            assert_eq!(memory.hierarchical_memory_limit, 64 << 20);
+            assert!((4096..64 << 20).contains(&memory.usage.usage), "{memory:?}");
+            assert!(memory.usage.max >= memory.usage.usage);
+            assert!(
+                memory.total.pgfault > 0 && memory.own.pgfault > 0,
+                "{memory:?}"
+            );
+            assert_eq!(metrics.memory_oom_control, Some(Default::default()));
+            assert!(metrics.blkio.is_some());
+        }
+        Stats::V2(metrics) => {
+            assert!(matches!(fixture.cgroup.tree, Tree::V2(_)));
+            assert_eq!((metrics.pids.current, metrics.pids.limit), (1, 17));
+            assert_eq!(metrics.memory.usage_limit, 64 << 20);
+            assert!(
+                (4096..64 << 20).contains(&metrics.memory.usage),
+                "{:?}",
+                metrics.memory
+            );
+            assert!(metrics.memory.anon > 0 && metrics.memory.pgfault > 0);
+            assert_eq!(metrics.memory_events, Some(Default::default()));
+            assert!(metrics.cpu.usage_usec >= metrics.cpu.user_usec);
+        }
+    }
+    found.remove().unwrap();
+    assert_eq!(killed_by(&mut child), Some(9));
+    assert!(matches!(found.stats(), Err(Error::Io { .. })));
+}
+
+#[test]
+fn signals_reach_the_processes_of_cgroups_below() {
+    let fixture = Fixture::new("signal");
+    let below = fixture.below("inner");
+    // On v2 a cgroup may hold both, as long as it hands no controller down.
+    let mut children = [fixture.run("exec sleep 1000"), below.run("exec sleep 1000")];
+    let mut pids = children.each_ref().map(Child::id);
+    pids.sort_unstable();
+    assert_eq!(fixture.cgroup.processes().unwrap(), pids);
+    assert_eq!(below.cgroup.processes().unwrap(), [children[1].id()]);
+
+    below.cgroup.kill_all(Signal::SIGUSR1).unwrap();
+    assert_eq!(killed_by(&mut children[1]), Some(10));
+    assert_eq!(fixture.cgroup.processes().unwrap(), [children[0].id()]);
+    fixture.cgroup.kill_all(Signal::SIGKILL).unwrap();
+    assert_eq!(killed_by(&mut children[0]), Some(9));
+    assert!(fixture.cgroup.processes().unwrap().is_empty());
+    fixture.cgroup.kill_all(Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn removal_ends_all_processes_also_frozen_ones() {
+    let fixture = Fixture::new("remove");
+    let below = fixture.below("inner");
+    let mut forking = below.run("while :; do sleep 0 & done");
+    let mut frozen = fixture.run("exec sleep 1000");
+    fixture.set(
+        "freezer",
+        "freezer.state",
+        "cgroup.freeze",
+        match fixture.cgroup.tree {
+            Tree::V1(_) => "FROZEN",
+            Tree::V2(_) => "1",
+        },
+    );
+
+    fixture.cgroup.remove().unwrap();
+    assert_eq!(killed_by(&mut forking), Some(9));
+    assert_eq!(killed_by(&mut frozen), Some(9));
+    for folder in fixture.cgroup.folders() {
+        assert!(!folder.exists(), "{folder:?} is still there");
+    }
+    assert!(fixture.cgroup.processes().unwrap().is_empty());
+    fixture.cgroup.remove().unwrap();
+}
+
+#[test]
+fn the_cgroup_of_the_caller_is_spared() {
+    let own = Cgroup::of(std::process::id()).unwrap();
+    let answer = own.kill_all(Signal::SIGCONT);
+    assert!(
+        matches!(answer, Err(Error::HoldsCaller { .. })),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test]
+async fn every_out_of_memory_kill_is_reported_until_the_cgroup_is_gone() {
+    let fixture = Fixture::new("oom");
+    fixture.limit_memory(16 << 20);
+    let mut watch = OomWatch::new(&fixture.cgroup).unwrap();
+    assert!(!watch.take());
+    for round in 0..2 {
+        // A line without an end does not fit into memory.
+        let mut child = fixture.run("exec tail /dev/zero");
+        let report = timeout(PATIENCE, watch.next()).await;
+        assert_eq!(report, Ok(Some(())), "round {round}");
+        assert_eq!(killed_by(&mut child), Some(9));
+        assert!(!watch.take(), "a kill was counted twice");
+    }
+    // An exit of another kind is no report, and a kill can be asked for without waiting.
+    assert!(fixture.run("exit 0").wait().unwrap().success());
+    assert!(!watch.take());
+    assert_eq!(killed_by(&mut fixture.run("exec tail /dev/zero")), Some(9));
+    assert!(watch.take());
+
+    let (report, removed) = tokio::join!(timeout(PATIENCE, watch.next()), async {
+        fixture.cgroup.remove()
+    });
+    removed.unwrap();
+    assert_eq!(report, Ok(None));
+    assert!(matches!(
+        OomWatch::new(&fixture.cgroup),
+        Err(Error::Io { .. })
+    ));
+}
+
+#[tokio::test]
+async fn watches_hold_nothing_open_afterwards() {
+    let fixture = Fixture::new("descriptors");
+    let open = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
+    for _ in 0..300 {
+        drop(OomWatch::new(&fixture.cgroup).unwrap());
+    }
+    // Tests that run at the same time open some too, but not that many.
+    assert!(
+        open() < before + 100,
+        "{before} descriptors became {}",
+        open()
+    );
+}

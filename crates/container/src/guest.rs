@@ -1,0 +1,40 @@
+//! What this crate asks of whoever runs wasm.
+
+use std::fs::File;
+
+/// Runs guests; made once in the zygote, used in every container's init.
+pub trait Guests {
+    /// Tells a guest by its file's first bytes.
+    fn recognizes(&self) -> fn(&[u8]) -> bool;
+
+    /// Readies the guest whose native code is `artifact`, to be entered at `function` or at its
+    /// default. Called in the container's init with the container's privileges, before Start.
+    ///
+    /// # Errors
+    /// What is wrong with the guest, for the caller of create to read.
+    fn load(&self, artifact: File, function: Option<&str>) -> Result<Box<dyn Guest>, String>;
+}
+
+/// A guest that is ready to run.
+pub trait Guest {
+    /// Runs the guest to its end in this process and returns its exit code.
+    ///
+    /// Calls `started` once, when the guest has been instantiated, or with the reason why that
+    /// was not possible.
+    fn run(
+        self: Box<Self>,
+        invocation: Invocation,
+        started: &mut dyn FnMut(Result<(), String>),
+    ) -> i32;
+}
+
+/// How a process is called, after the OCI spec's `process`.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    /// The arguments, the program's name as given first.
+    pub args: Vec<String>,
+    /// The environment, `NAME=value` each.
+    pub env: Vec<String>,
+    /// The working directory, absolute.
+    pub cwd: String,
+}

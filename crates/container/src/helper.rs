@@ -1,0 +1,140 @@
+//! What a helper of the zygote does for one request, with libcontainer.
+
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use libcontainer::container::Container;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::capture;
+use crate::guest::Guests;
+use crate::init::Init;
+use crate::rootfs;
+use crate::zygote::{Create, Reply, Request, Target};
+
+/// Carries out `request`, whose descriptors are `fds`.
+pub(crate) fn run(
+    request: Request,
+    fds: Vec<OwnedFd>,
+    guests: &Result<Rc<dyn Guests>, String>,
+) -> Reply {
+    let done = match request {
+        Request::Create(request) => {
+            return match create(&request, fds, guests) {
+                Ok(pid) => Reply::Created(pid),
+                Err(reason) => Reply::Failed(reason),
+            };
+        }
+        Request::Start(target) => start(&target),
+        Request::Delete(target) => delete(&target),
+    };
+    match done {
+        Ok(()) => Reply::Done,
+        Err(reason) => Reply::Failed(reason),
+    }
+}
+
+fn create(
+    request: &Create,
+    fds: Vec<OwnedFd>,
+    guests: &Result<Rc<dyn Guests>, String>,
+) -> Result<i32, String> {
+    let guests = guests.clone()?;
+    let [daemon, stdin, stdout, stderr] = <[OwnedFd; 4]>::try_from(fds)
+        .map_err(|fds| format!("create needs four descriptors and got {}", fds.len()))?;
+    let captured = capture::start().map_err(|error| error.to_string())?;
+    rootfs::mount(&request.mounts, &request.rootfs).map_err(|error| error.to_string())?;
+    let build = || -> Result<Container, LibcontainerError> {
+        fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
+        ContainerBuilder::new(request.target.id.clone(), SyscallType::default())
+            .with_root_path(&request.target.root)?
+            .with_executor(Init::new(guests, daemon))
+            .with_stdin(stdin)
+            .with_stdout(stdout)
+            .with_stderr(stderr)
+            .as_init(&request.bundle)
+            .with_systemd(request.systemd_cgroup)
+            .with_no_pivot(request.no_pivot_root)
+            .as_sibling(true)
+            .with_detach(true)
+            .build()
+    };
+    let built = build().map_err(|error| explain(&error, captured.first()));
+    let pid = built.and_then(|container| {
+        container
+            .pid()
+            .map(|pid| pid.as_raw())
+            .ok_or_else(|| "libcontainer created a container without an init".to_owned())
+    });
+    if pid.is_err()
+        && let Err(leftover) = rootfs::unmount(&request.rootfs)
+    {
+        log::warn!("{leftover}");
+    }
+    pid
+}
+
+fn start(target: &Target) -> Result<(), String> {
+    let mut container =
+        Container::load(target.root.join(&target.id)).map_err(|error| explain(&error, None))?;
+    container.start().map_err(|error| {
+        if let (LibcontainerError::Hook(_), Some(pid)) = (&error, container.pid()) {
+            // A poststart hook that fails ends its container, as in runc.
+            let _ = kill(Pid::from_raw(pid.as_raw()), Signal::SIGKILL);
+        }
+        explain(&error, None)
+    })
+}
+
+/// Kills what is left of a container and frees its cgroup and state. One that is not there is
+/// as good as deleted.
+///
+/// # Errors
+/// When its cgroup or state cannot be freed.
+pub(crate) fn delete(target: &Target) -> Result<(), String> {
+    let folder = target.root.join(&target.id);
+    if !folder.exists() {
+        return Ok(());
+    }
+    let deleted = Container::load(folder.clone()).and_then(|mut container| container.delete(true));
+    let result = match deleted {
+        Ok(()) => Ok(()),
+        // The runtime spec has failing poststop hooks logged and the deletion go on.
+        Err(error @ LibcontainerError::Hook(_)) => {
+            log::warn!("{}: a poststop hook: {}", target.id, explain(&error, None));
+            Ok(())
+        }
+        Err(error) => Err(explain(&error, None)),
+    };
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!(
+            "removing the container's state {}: {error}",
+            folder.display()
+        )),
+        _ => result,
+    }
+}
+
+/// An error with all its causes, and the first that was only logged where it says more.
+fn explain(error: &dyn Error, logged: Option<String>) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let reason = error.to_string();
+        if !text.contains(&reason) {
+            text = format!("{text}: {reason}");
+        }
+        cause = error.source();
+    }
+    match logged {
+        Some(logged) if !logged.contains(&text) => format!("{text} ({logged})"),
+        _ => text,
+    }
+}

@@ -1,0 +1,162 @@
+//! Reaping the daemon's children.
+//!
+//! One loop waits for every child, whoever cloned it: container inits, the zygote's helpers,
+//! compile workers, and what libcontainer leaves on the way. Who is interested in a child asks
+//! for its exit by pid.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// How many exits nobody has asked for yet are remembered: a child may exit before its pid has
+/// travelled to whoever will ask.
+const REMEMBERED: usize = 256;
+
+/// How and when a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The exit code, or 128 and the number of the signal that ended the process, as a shell
+    /// and the runc shim count it.
+    pub status: u32,
+    /// When it was reaped.
+    pub at: SystemTime,
+}
+
+/// Reaps all children of this process; clones share one loop.
+#[derive(Clone)]
+pub struct Reaper(Arc<Mutex<Exits>>);
+
+#[derive(Default)]
+struct Exits {
+    asked: HashMap<i32, oneshot::Sender<Exit>>,
+    unasked: VecDeque<(i32, Instant, Exit)>,
+}
+
+impl Reaper {
+    /// Starts reaping in the running tokio runtime.
+    ///
+    /// # Errors
+    /// When no handler for SIGCHLD can be installed.
+    pub fn start() -> io::Result<Self> {
+        let mut children = signal(SignalKind::child())?;
+        let reaper = Self(Arc::default());
+        let exits = reaper.clone();
+        tokio::spawn(async move {
+            loop {
+                exits.reap();
+                if children.recv().await.is_none() {
+                    break;
+                }
+            }
+        });
+        Ok(reaper)
+    }
+
+    /// The exit of the child `pid`, which was not there before `since`; an older exit of a
+    /// process that had the same pid is not taken for its.
+    pub fn exit_of(&self, pid: Pid, since: Instant) -> oneshot::Receiver<Exit> {
+        let (sender, receiver) = oneshot::channel();
+        let mut exits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let early = exits
+            .unasked
+            .iter()
+            .position(|(unasked, at, _)| *unasked == pid.as_raw() && *at >= since);
+        match early.and_then(|position| exits.unasked.remove(position)) {
+            Some((_, _, exit)) => {
+                // The receiver is in this function's hands still.
+                let _ = sender.send(exit);
+            }
+            None => {
+                exits.asked.insert(pid.as_raw(), sender);
+            }
+        }
+        receiver
+    }
+
+    fn reap(&self) {
+        loop {
+            let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, code as u32),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as u32),
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(error) => {
+                    log::error!("waiting for child processes failed: {error}");
+                    return;
+                }
+            };
+            let exit = Exit {
+                status,
+                at: SystemTime::now(),
+            };
+            let mut exits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match exits.asked.remove(&pid.as_raw()) {
+                // Who asked may have gone away; then nobody needs to know.
+                Some(sender) => drop(sender.send(exit)),
+                None => {
+                    if exits.unasked.len() == REMEMBERED {
+                        exits.unasked.pop_front();
+                    }
+                    exits
+                        .unasked
+                        .push_back((pid.as_raw(), Instant::now(), exit));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    fn pid(child: &std::process::Child) -> Pid {
+        Pid::from_raw(child.id() as i32)
+    }
+
+    // One test, as there can be one reaper a process.
+    #[tokio::test]
+    async fn exits_reach_who_asks_before_and_after() {
+        let reaper = Reaper::start().unwrap();
+        let since = Instant::now();
+
+        let slow = Command::new("sh")
+            .args(["-c", "read x; exit 3"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let exit = reaper.exit_of(pid(&slow), since);
+        drop(slow);
+        assert_eq!(exit.await.unwrap().status, 3);
+
+        let quick = Command::new("sh")
+            .args(["-c", "kill -9 $$"])
+            .spawn()
+            .unwrap();
+        let gone = format!("/proc/{}", quick.id());
+        while std::path::Path::new(&gone).exists() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(
+            reaper.exit_of(pid(&quick), since).await.unwrap().status,
+            137
+        );
+        assert!(
+            tokio::time::timeout(
+                std::time::Duration::from_millis(10),
+                reaper.exit_of(pid(&quick), Instant::now())
+            )
+            .await
+            .is_err(),
+            "an exit is handed out once"
+        );
+    }
+}

@@ -1,0 +1,162 @@
+//! The zygote: a process with one thread, cloned from the daemon before that has more.
+//!
+//! It waits for requests and clones a helper for each, as the daemon's child, so that one that
+//! hangs in a hook or dies harms no other. The helper uses libcontainer, which clones the
+//! container's init, again as the daemon's child. See [`crate::helper`].
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::guest::Guests;
+use crate::message::{self, AsyncSocket};
+use crate::rootfs::Mount;
+use crate::{helper, sys};
+
+/// Which container, and where libcontainer keeps its state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Target {
+    /// The container's id.
+    pub id: String,
+    /// The folder that holds a folder of state a container.
+    pub root: PathBuf,
+}
+
+/// What is asked of the zygote.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Build a container up to where the OCI runtime spec says "created". Descriptors: the
+    /// init's socket to the daemon, its stdin, stdout and stderr.
+    Create(Create),
+    /// Let a created container's init run its entrypoint.
+    Start(Target),
+    /// Free everything of a container whose init has ended.
+    Delete(Target),
+}
+
+/// The container to build.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Create {
+    /// Its id, and where its state goes.
+    pub target: Target,
+    /// The bundle's folder.
+    pub bundle: PathBuf,
+    /// Where `mounts` go.
+    pub rootfs: PathBuf,
+    /// The mounts that make up its root file system; empty where it is there already.
+    pub mounts: Vec<Mount>,
+    /// Whether systemd makes its cgroup.
+    pub systemd_cgroup: bool,
+    /// Whether to move the root mount (`MS_MOVE`) where pivot_root(2) does not work, as on a ramdisk.
+    pub no_pivot_root: bool,
+}
+
+/// What the zygote's helpers answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    /// The container is created, and this is its init.
+    Created(i32),
+    /// It is done.
+    Done,
+    /// It failed, and why.
+    Failed(String),
+}
+
+/// The daemon's handle on the zygote, which ends when this is dropped.
+pub struct Zygote {
+    socket: OwnedFd,
+    pid: Pid,
+}
+
+impl Zygote {
+    /// Clones the zygote; it makes its `guests` itself. To be called while the process has
+    /// one thread; the zygote keeps no descriptors but its own, the standard ones and `keep`.
+    ///
+    /// # Errors
+    /// When the process has more threads, or cannot be cloned.
+    pub fn spawn<G>(keep: &[BorrowedFd], guests: G) -> io::Result<Self>
+    where
+        G: FnOnce() -> Result<Rc<dyn Guests>, String>,
+    {
+        let (ours, theirs) = message::pair()?;
+        match sys::fork_single_threaded()? {
+            Some(pid) => Ok(Self { socket: ours, pid }),
+            None => {
+                let mut kept = vec![theirs.as_fd()];
+                kept.extend_from_slice(keep);
+                sys::close_all_but(&kept);
+                let _ = prctl::set_name(c"lighter-zygote");
+                serve(&theirs, guests());
+                sys::exit_now(0)
+            }
+        }
+    }
+
+    /// The zygote's pid.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    pub(crate) async fn call(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<Reply> {
+        let (ours, theirs) = message::pair()?;
+        let mut all = vec![theirs.as_fd()];
+        all.extend_from_slice(fds);
+        message::send(&self.socket, request, &all).map_err(|error| {
+            io::Error::new(error.kind(), format!("the zygote is gone: {error}"))
+        })?;
+        drop(theirs);
+        match AsyncSocket::new(ours)?.receive().await? {
+            Some((reply, _)) => Ok(reply),
+            None => Err(io::Error::other(
+                "the process that was to do it died before it answered; the shim's log may say why",
+            )),
+        }
+    }
+}
+
+/// Answers requests until the daemon's end of `socket` is closed.
+fn serve(socket: &OwnedFd, guests: Result<Rc<dyn Guests>, String>) {
+    loop {
+        let (request, fds): (Request, _) = match message::receive(socket) {
+            Ok(Some(received)) => received,
+            Ok(None) => return,
+            Err(error) => {
+                log::error!("the zygote cannot read a request: {error}");
+                continue;
+            }
+        };
+        let mut fds = fds.into_iter();
+        let Some(reply_to) = fds.next() else {
+            log::error!("the zygote got a request that nobody waits for");
+            continue;
+        };
+        match sys::clone_sibling() {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                // The helper must not outlive the daemon, which is its parent.
+                let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+                let _ = prctl::set_name(c"lighter-helper");
+                let reply = helper::run(request, fds.collect(), &guests);
+                if let Err(error) = message::send(&reply_to, &reply, &[]) {
+                    log::error!("nobody takes the answer {reply:?}: {error}");
+                }
+                sys::exit_now(0);
+            }
+            Err(error) => {
+                let reply = Reply::Failed(format!("no process could be made: {error}"));
+                // The daemon sees the socket's end at worst.
+                let _ = message::send(&reply_to, &reply, &[]);
+            }
+        }
+    }
+}
