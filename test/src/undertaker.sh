@@ -1,0 +1,47 @@
+# Runs one private containerd and buries all that is its own when the tests are
+# through with it: when standard input ends, be it because the daemon was
+# dropped or because the test program died.
+#
+# usage: sh undertaker.sh FOLDER NAMESPACE CONTAINERD [ARG...]
+#
+# FOLDER holds everything the daemon keeps; NAMESPACE is its containerd
+# namespace, and the name of the cgroup that its containers live below.
+folder=$1 namespace=$2
+shift 2
+
+"$@" >"$folder/log" 2>&1 </dev/null &
+containerd=$!
+
+cat >/dev/null
+
+# The shims' sockets lie outside of the folder.
+sockets=$(cat "$folder"/state/io.containerd.runtime.v2.task/*/*/address \
+    "$folder"/state/io.containerd.runtime.v2.task/*/*/bootstrap.json 2>/dev/null |
+    grep -o '/run/containerd/s/[0-9a-f]*')
+
+kill -KILL "$containerd"
+wait "$containerd" 2>/dev/null
+
+# Shims carry the daemon's address in their arguments; containers are found by
+# their cgroup. Killing one may let another be born, hence the second look.
+own() {
+    for process in /proc/[0-9]*; do
+        [ "$process" = "/proc/$$" ] && continue
+        tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -qF -- "-address $folder/" && echo "${process#/proc/}"
+    done
+    find /sys/fs/cgroup -path "*/$namespace/*" -name cgroup.procs -exec cat {} + 2>/dev/null
+}
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    pids=$(own)
+    [ "$pids" ] || break
+    kill -KILL $pids 2>/dev/null
+    sleep 0.05
+done
+
+while mounts=$(awk -v f="$folder/" 'index($5, f) == 1 { print $5 }' /proc/self/mountinfo) && [ "$mounts" ]; do
+    # Later mounts cover earlier ones: take them off from the top.
+    printf '%s\n' "$mounts" | tac | xargs -d '\n' -r umount -l 2>/dev/null || break
+done
+find /sys/fs/cgroup -depth -type d \( -path "*/$namespace" -o -path "*/$namespace/*" \) -exec rmdir {} + 2>/dev/null
+[ "$sockets" ] && printf '%s\n' "$sockets" | xargs -d '\n' rm -f
+rm -rf "$folder"
