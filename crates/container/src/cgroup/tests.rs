@@ -153,20 +153,28 @@ fn the_figures_are_those_of_the_cgroup() {
     let fixture = Fixture::new("stats");
     fixture.limit_memory(64 << 20);
     fixture.set("pids", "pids.max", "pids.max", "17");
-    let mut child = fixture.run("while :; do :; done");
+    // Some memory of its own, then processor time.
+    let mut child = fixture.run("x=$(head -c 4000000 /dev/zero | tr '\\0' x); while :; do :; done");
 
     let found = Cgroup::of(child.id()).unwrap();
     assert_eq!(found.folders(), fixture.cgroup.folders());
 
-    until("10 ms of processor time counted", || {
-        match found.stats().unwrap() {
+    // The kernel sums up memory.stat every two seconds.
+    until(
+        "the shell's memory and 10 ms of its time counted",
+        || match found.stats().unwrap() {
             Stats::V1(metrics) => {
                 let usage = metrics.cpu.usage;
-                usage.user >= 10_000_000 && usage.per_cpu.iter().sum::<u64>() >= 10_000_000
+                let counted = usage.per_cpu.iter().sum::<u64>();
+                let memory = metrics.memory.unwrap();
+                let touched = memory.own.rss.min(memory.total.rss);
+                usage.user >= 10_000_000 && counted >= 10_000_000 && touched >= 4_000_000
             }
-            Stats::V2(metrics) => metrics.cpu.user_usec >= 10_000,
-        }
-    });
+            Stats::V2(metrics) => {
+                metrics.cpu.user_usec >= 10_000 && metrics.memory.anon >= 4_000_000
+            }
+        },
+    );
     match found.stats().unwrap() {
         Stats::V1(metrics) => {
             assert!(matches!(fixture.cgroup.tree, Tree::V1(_)));
@@ -175,7 +183,10 @@ fn the_figures_are_those_of_the_cgroup() {
             let memory = metrics.memory.unwrap();
             assert_eq!(memory.usage.limit, 64 << 20);
             assert_eq!(memory.hierarchical_memory_limit, 64 << 20);
-            assert!((4096..64 << 20).contains(&memory.usage.usage), "{memory:?}");
+            assert!(
+                (4_000_000..64 << 20).contains(&memory.usage.usage),
+                "{memory:?}"
+            );
             assert!(memory.usage.max >= memory.usage.usage);
             assert!(
                 memory.total.pgfault > 0 && memory.own.pgfault > 0,
@@ -189,11 +200,11 @@ fn the_figures_are_those_of_the_cgroup() {
             assert_eq!((metrics.pids.current, metrics.pids.limit), (1, 17));
             assert_eq!(metrics.memory.usage_limit, 64 << 20);
             assert!(
-                (4096..64 << 20).contains(&metrics.memory.usage),
+                (4_000_000..64 << 20).contains(&metrics.memory.usage),
                 "{:?}",
                 metrics.memory
             );
-            assert!(metrics.memory.anon > 0 && metrics.memory.pgfault > 0);
+            assert!(metrics.memory.pgfault > 0);
             assert_eq!(metrics.memory_events, Some(Default::default()));
             assert!(metrics.cpu.usage_usec >= metrics.cpu.user_usec);
         }
