@@ -1,7 +1,10 @@
 //! tool.c's commands and those of the network, as a component of WASI 0.2.
 //! README.md in the folder above lists what they print.
 use std::{
-    env, fs, hint,
+    collections::hash_map::RandomState,
+    env, fs,
+    hash::{BuildHasher, Hasher},
+    hint,
     io::{self, BufRead, BufReader, IsTerminal, Read, Write},
     net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
     process::{self, ExitCode},
@@ -58,6 +61,11 @@ fn run(arguments: &[String], words: &[&str]) -> Outcome {
         ["time"] => {
             let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
             println!("{}", time.as_secs());
+        }
+        ["random"] => {
+            // The keys of a hash map's state are the standard library's only door to it.
+            let hash = RandomState::new().build_hasher().finish();
+            println!("{hash:016x}");
         }
         ["mkdir", path] => fs::create_dir(path)?,
         ["rmdir", path] => fs::remove_dir(path)?,
