@@ -15,8 +15,6 @@ mod members;
 pub mod oom;
 mod place;
 pub mod stats;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -165,8 +163,9 @@ impl Cgroup {
         }
     }
 
-    /// Every folder once.
-    fn folders(&self) -> Vec<&Path> {
+    /// The cgroup's folders, each once, in order of name: one on v2, one for each hierarchy on v1.
+    /// They need not exist.
+    pub fn folders(&self) -> Vec<&Path> {
         match &self.tree {
             Tree::V1(controllers) => {
                 let mut folders: Vec<&Path> = controllers

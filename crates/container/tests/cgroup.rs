@@ -7,59 +7,59 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use container::cgroup::{Cgroup, Error, OomWatch, Stats};
 use nix::sys::signal::Signal;
 use tokio::time::timeout;
-
-use super::{Cgroup, Error, OomWatch, Stats, Tree};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A cgroup of the machine, made for one test and removed after it.
 struct Fixture {
+    path: PathBuf,
     cgroup: Cgroup,
 }
 
 impl Fixture {
     fn new(name: &str) -> Fixture {
-        let path = PathBuf::from(format!("/lighter-test-{}-{name}", std::process::id()));
+        Fixture::at(PathBuf::from(format!(
+            "/lighter-test-{}-{name}",
+            std::process::id()
+        )))
+    }
+
+    fn at(path: PathBuf) -> Fixture {
         let cgroup = Cgroup::at(&path, false).unwrap();
-        if let Tree::V2(folder) = &cgroup.tree {
-            delegate(folder.parent().unwrap());
-        }
         for folder in cgroup.folders() {
             make(folder);
         }
-        Fixture { cgroup }
+        Fixture { path, cgroup }
     }
 
     /// Makes a cgroup below this one.
     fn below(&self, name: &str) -> Fixture {
-        let inner = |folder: &PathBuf| {
-            make(&folder.join(name));
-            folder.join(name)
-        };
-        let tree = match &self.cgroup.tree {
-            Tree::V1(controllers) => {
-                let mut below = Vec::new();
-                for (controller, folder) in controllers {
-                    below.push((controller.clone(), inner(folder)));
-                }
-                Tree::V1(below)
-            }
-            Tree::V2(folder) => Tree::V2(inner(folder)),
-        };
-        Fixture {
-            cgroup: Cgroup { tree },
-        }
+        Fixture::at(self.path.join(name))
     }
 
-    /// Writes a control file: the first name for v1, the second for v2.
-    fn set(&self, controller: &str, v1: &str, v2: &str, value: &str) {
-        let path = match &self.cgroup.tree {
-            Tree::V1(_) => self.cgroup.v1_folder(controller).unwrap().join(v1),
-            Tree::V2(folder) => folder.join(v2),
-        };
+    /// The folder that has a file.
+    fn folder_of(&self, file: &str) -> Option<&Path> {
+        let folders = self.cgroup.folders();
+        folders
+            .into_iter()
+            .find(|folder| folder.join(file).exists())
+    }
+
+    fn v2(&self) -> bool {
+        self.folder_of("cgroup.controllers").is_some()
+    }
+
+    /// Writes a control file: the first one and its value on v1, the second ones on v2.
+    fn set(&self, v1: (&str, &str), v2: (&str, &str)) {
+        let (file, value) = if self.v2() { v2 } else { v1 };
+        let folder = self.folder_of(file);
+        let path = folder
+            .unwrap_or_else(|| panic!("no folder has {file}"))
+            .join(file);
         fs::write(&path, value).unwrap_or_else(|error| panic!("{path:?}: {error}"));
     }
 
@@ -79,23 +79,14 @@ impl Fixture {
         child
     }
 
+    /// Without swap, so that the limit ends a process instead of slowing it down.
     fn limit_memory(&self, bytes: u64) {
-        self.set(
-            "memory",
-            "memory.limit_in_bytes",
-            "memory.max",
-            &bytes.to_string(),
-        );
-        // Without swap, so that the limit ends the process instead of slowing it down.
-        let (folder, file, value) = match &self.cgroup.tree {
-            Tree::V1(_) => {
-                let folder = self.cgroup.v1_folder("memory").unwrap();
-                (folder, "memory.memsw.limit_in_bytes", bytes.to_string())
-            }
-            Tree::V2(folder) => (folder.as_path(), "memory.swap.max", "0".to_owned()),
-        };
-        if folder.join(file).exists() {
-            fs::write(folder.join(file), value).unwrap();
+        let bytes = bytes.to_string();
+        self.set(("memory.limit_in_bytes", &bytes), ("memory.max", &bytes));
+        // Kernels that do not account for swap have neither file.
+        let (together, swap) = ("memory.memsw.limit_in_bytes", "memory.swap.max");
+        if self.folder_of(together).or(self.folder_of(swap)).is_some() {
+            self.set((together, &bytes), (swap, "0"));
         }
     }
 }
@@ -109,12 +100,19 @@ impl Drop for Fixture {
 }
 
 fn make(folder: &Path) {
+    let above = folder.parent().unwrap();
+    if above.join("cgroup.controllers").exists() && above == Path::new("/sys/fs/cgroup") {
+        delegate(above);
+    }
     fs::create_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
     // Nobody can enter a v1 cpuset before it has processors and memory nodes.
     for file in ["cpuset.cpus", "cpuset.mems"] {
         if folder.join(file).exists() && !folder.join("cgroup.controllers").exists() {
-            let above = fs::read_to_string(folder.parent().unwrap().join(file)).unwrap();
-            fs::write(folder.join(file), above).unwrap();
+            fs::write(
+                folder.join(file),
+                fs::read_to_string(above.join(file)).unwrap(),
+            )
+            .unwrap();
         }
     }
 }
@@ -152,7 +150,7 @@ fn killed_by(child: &mut Child) -> Option<i32> {
 fn the_figures_are_those_of_the_cgroup() {
     let fixture = Fixture::new("stats");
     fixture.limit_memory(64 << 20);
-    fixture.set("pids", "pids.max", "pids.max", "17");
+    fixture.set(("pids.max", "17"), ("pids.max", "17"));
     // Some memory of its own, then processor time.
     let mut child = fixture.run("x=$(head -c 4000000 /dev/zero | tr '\\0' x); while :; do :; done");
 
@@ -160,24 +158,25 @@ fn the_figures_are_those_of_the_cgroup() {
     assert_eq!(found.folders(), fixture.cgroup.folders());
 
     // The kernel sums up memory.stat every two seconds.
-    until(
-        "the shell's memory and 10 ms of its time counted",
-        || match found.stats().unwrap() {
+    until("the shell's memory and 10 ms of its time counted", || {
+        let counted = match found.stats().unwrap() {
             Stats::V1(metrics) => {
                 let usage = metrics.cpu.usage;
-                let counted = usage.per_cpu.iter().sum::<u64>();
+                let each = usage.per_cpu.iter().sum::<u64>();
                 let memory = metrics.memory.unwrap();
                 let touched = memory.own.rss.min(memory.total.rss);
-                usage.user >= 10_000_000 && counted >= 10_000_000 && touched >= 4_000_000
+                usage.user >= 10_000_000 && each >= 10_000_000 && touched >= 4_000_000
             }
             Stats::V2(metrics) => {
                 metrics.cpu.user_usec >= 10_000 && metrics.memory.anon >= 4_000_000
             }
-        },
-    );
+        };
+        // The programs that filled its memory have gone.
+        counted && found.processes().unwrap() == [child.id()]
+    });
     match found.stats().unwrap() {
         Stats::V1(metrics) => {
-            assert!(matches!(fixture.cgroup.tree, Tree::V1(_)));
+            assert!(!fixture.v2());
             let pids = metrics.pids.unwrap();
             assert_eq!((pids.current, pids.limit), (1, 17));
             let memory = metrics.memory.unwrap();
@@ -196,7 +195,7 @@ fn the_figures_are_those_of_the_cgroup() {
             assert!(metrics.blkio.is_some());
         }
         Stats::V2(metrics) => {
-            assert!(matches!(fixture.cgroup.tree, Tree::V2(_)));
+            assert!(fixture.v2());
             assert_eq!((metrics.pids.current, metrics.pids.limit), (1, 17));
             assert_eq!(metrics.memory.usage_limit, 64 << 20);
             assert!(
@@ -240,15 +239,7 @@ fn removal_ends_all_processes_also_frozen_ones() {
     let below = fixture.below("inner");
     let mut forking = below.run("while :; do sleep 0 & done");
     let mut frozen = fixture.run("exec sleep 1000");
-    fixture.set(
-        "freezer",
-        "freezer.state",
-        "cgroup.freeze",
-        match fixture.cgroup.tree {
-            Tree::V1(_) => "FROZEN",
-            Tree::V2(_) => "1",
-        },
-    );
+    fixture.set(("freezer.state", "FROZEN"), ("cgroup.freeze", "1"));
 
     fixture.cgroup.remove().unwrap();
     assert_eq!(killed_by(&mut forking), Some(9));
