@@ -288,14 +288,35 @@ impl<'a> Builder<'a> {
         Ok(container)
     }
 
-    /// Creates, starts, waits, deletes.
+    /// Creates, starts, waits, deletes, and sees to it that nothing stays.
     ///
     /// # Errors
     /// The first of these that fails.
     pub fn run(self) -> Result<Output> {
         let container = self.create()?;
+        let (engine, id) = (container.engine, container.id.clone());
         container.start()?;
-        container.finish()
+        let output = container.finish()?;
+        engine.ensure_gone(&id)?;
+        Ok(output)
+    }
+
+    /// Tries to create and start, expecting that one of them fails, and sees to
+    /// it that nothing stays. Gives the whole text of the error.
+    ///
+    /// # Errors
+    /// Both succeed, or something stays.
+    pub fn refused(self) -> Result<String> {
+        let (engine, id) = (self.engine, self.id.clone());
+        let error = match self.create() {
+            Err(error) => error,
+            Ok(container) => match container.start() {
+                Err(error) => error,
+                Ok(()) => anyhow::bail!("the container {id} runs"),
+            },
+        };
+        engine.ensure_gone(&id)?;
+        Ok(format!("{error:#}"))
     }
 }
 
@@ -631,7 +652,7 @@ impl Drop for Container<'_> {
                 .lines()
                 .filter(|line| line.contains(&self.id) || line.contains("shim"))
                 .collect();
-            let tail = &lines[lines.len().saturating_sub(30)..];
+            let tail = &lines[lines.len().saturating_sub(15)..];
             eprintln!("log of containerd about {}:\n{}", self.id, tail.join("\n"));
         }
         // Each of these fails when the test has done it itself.

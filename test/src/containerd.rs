@@ -258,7 +258,9 @@ fn connect(socket: &Path, namespace: &str) -> Result<(Client, Recorder)> {
             labels: HashMap::new(),
         }),
     };
-    call(client.namespaces().create(request)).context("create the namespace")?;
+    // containerd 1.6 wants a namespace even for the event that one was made.
+    call(client.namespaces().create(in_namespace(namespace, request)))
+        .context("create the namespace")?;
     let recorder = Recorder::start(&client, namespace)?;
     Ok((client, recorder))
 }

@@ -66,7 +66,7 @@ impl Rootfs {
     pub fn busybox() -> Self {
         const APPLETS: &[&str] = &[
             "cat", "chmod", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "ip",
-            "kill", "ls", "mkdir", "mount", "nc", "ping", "printf", "ps", "pwd", "readlink", "sh",
+            "kill", "ln", "ls", "mkdir", "mount", "nc", "ping", "printf", "ps", "pwd", "readlink", "sh",
             "sleep", "stat", "tail", "test", "touch", "true", "umount", "wc", "wget", "yes",
         ];
         let mut rootfs = Self::base()
@@ -78,12 +78,23 @@ impl Rootfs {
         rootfs
     }
 
-    /// [`Rootfs::base`] with one guest of `target/guests` as `/NAME`.
+    /// [`Rootfs::busybox`] with every guest of `target/guests` in `/`: what most
+    /// tests start from, so that a daemon makes only one snapshot for them.
     ///
     /// # Errors
-    /// The guest was not built.
-    pub fn of_guest(name: &str) -> Result<Self> {
-        Self::base().guest(name)
+    /// A guest was not built.
+    pub fn guests() -> Result<Self> {
+        [
+            "hello.wasm",
+            "hello-rust.wasm",
+            "hello-component.wasm",
+            "reactor.wasm",
+            "tcp-echo.wasm",
+            "tool.wasm",
+            "tool-component.wasm",
+        ]
+        .into_iter()
+        .try_fold(Self::busybox(), Self::guest)
     }
 
     /// Adds a guest of `target/guests` as `/NAME`.

@@ -27,7 +27,7 @@ wait "$containerd" 2>/dev/null
 own() {
     for process in /proc/[0-9]*; do
         [ "$process" = "/proc/$$" ] && continue
-        tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -qF -- "-address $folder/" && echo "${process#/proc/}"
+        cat "$process/cmdline" 2>/dev/null | tr '\0' ' ' | grep -qF -- "-address $folder/" && echo "${process#/proc/}"
     done
     find /sys/fs/cgroup -path "*/$namespace/*" -name cgroup.procs -exec cat {} + 2>/dev/null
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lighter_test::version::repository;
+use lighter_test::repository;
 
 /// How long a machine may take from its boot to its halt, in seconds.
 const LIMIT: &str = "900";

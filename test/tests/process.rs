@@ -1,0 +1,154 @@
+//! What a guest is told and how it ends: arguments, environment, working
+//! directory, exit codes, traps, functions by name.
+
+use anyhow::Result;
+use lighter_test::{Containerd, Rootfs, each_containerd};
+
+each_containerd!(
+    arguments, environment, working_directory, entrypoints, exit_codes, trap, function_by_name,
+    function_that_is_missing, clocks_and_random,
+);
+
+/// The same program for WASI 0.1 and 0.2.
+const TOOLS: [&str; 2] = ["/tool.wasm", "/tool-component.wasm"];
+
+fn arguments(engine: &Containerd) -> Result<()> {
+    let long = "x".repeat(100_000);
+    for tool in TOOLS {
+        let args = [tool, "args", "", "two words", "ä€𝄞", "-x", &long];
+        let output = engine.container(&Rootfs::guests()?).args(args).run()?.success()?;
+        assert_eq!(output.lines().collect::<Vec<_>>(), args);
+    }
+    Ok(())
+}
+
+fn environment(engine: &Containerd) -> Result<()> {
+    for tool in TOOLS {
+        let output = engine
+            .container(&Rootfs::guests()?)
+            .args([tool, "env"])
+            .spec(|spec| spec["process"]["env"] = serde_json::json!(["A=1", "B=", "C=x=y z"]))
+            .run()?
+            .success()?;
+        let lines: Vec<&str> = output.lines().filter(|l| !l.starts_with("HOME=")).collect();
+        assert_eq!(lines, ["A=1", "B=", "C=x=y z"], "{tool}");
+    }
+    Ok(())
+}
+
+fn working_directory(engine: &Containerd) -> Result<()> {
+    let rootfs = Rootfs::guests()?.folder("/work", 0o755).file("/work/here", "found");
+    for tool in TOOLS {
+        let output = engine
+            .container(&rootfs)
+            .args([tool, "read", "here"])
+            .cwd("/work")
+            .run()?
+            .success()?;
+        assert_eq!(output, "found", "{tool}");
+    }
+    let output = engine
+        .container(&rootfs)
+        .args(["/tool-component.wasm", "cwd"])
+        .cwd("/work")
+        .run()?
+        .success()?;
+    assert_eq!(output, "/work\n");
+    Ok(())
+}
+
+/// The entrypoint is found as a shell finds it, and known by its first bytes.
+fn entrypoints(engine: &Containerd) -> Result<()> {
+    let rootfs = Rootfs::guests()?
+        .copy(lighter_test::guest("tool.wasm")?, "/bin/plain-name")
+        .file("/script.wasm", "#!/bin/sh\necho a script $1\n");
+    let run = |program: &str, cwd: &str| -> Result<String> {
+        engine
+            .container(&rootfs)
+            .args([program, "args"])
+            .cwd(cwd)
+            .run()?
+            .success()
+    };
+    assert_eq!(run("plain-name", "/")?, "plain-name\nargs\n");
+    assert_eq!(run("./plain-name", "/bin")?, "./plain-name\nargs\n");
+    assert_eq!(run("bin/plain-name", "/")?, "bin/plain-name\nargs\n");
+    assert_eq!(run("/script.wasm", "/")?, "a script args\n");
+    Ok(())
+}
+
+fn exit_codes(engine: &Containerd) -> Result<()> {
+    for tool in TOOLS {
+        for code in [0, 1, 2, 42, 125, 255] {
+            // std::process::exit of a Rust component of WASI 0.2 can only say
+            // "good" or "bad": wasi:cli/exit's first function has no number.
+            let expected = if tool.contains("component") && code > 1 { vec![1, code] } else { vec![code] };
+            let output = engine
+                .container(&Rootfs::guests()?)
+                .args([tool, "exit", &code.to_string()])
+                .run()?;
+            assert!(expected.contains(&output.status), "{tool} {code}: {}", output.status);
+        }
+    }
+    let output = engine
+        .container(&Rootfs::guests()?)
+        .args(["/tool-component.wasm", "read", "/missing"])
+        .run()?;
+    assert_eq!(output.status, 1);
+    Ok(())
+}
+
+fn trap(engine: &Containerd) -> Result<()> {
+    for tool in TOOLS {
+        let output = engine
+            .container(&Rootfs::guests()?)
+            .args([tool, "trap"])
+            .run()?;
+        let errors = output.errors();
+        assert_eq!(output.status, 134, "{tool}: {errors}");
+        assert!(errors.contains("unreachable"), "{tool}: {errors}");
+        for function in ["trap_inner", "trap_outer"] {
+            assert!(errors.contains(function), "{tool}: no {function} in {errors}");
+        }
+        assert_eq!(output.text(), "", "{tool}");
+    }
+    Ok(())
+}
+
+fn function_by_name(engine: &Containerd) -> Result<()> {
+    let run = |program: &str| {
+        engine
+            .container(&Rootfs::guests()?)
+            .args([program])
+            .run()
+    };
+    assert_eq!(run("/reactor.wasm#greet")?.success()?, "hello from a reactor\n");
+    assert_eq!(run("/reactor.wasm#quit")?.status, 7);
+    let output = run("/reactor.wasm#fail")?;
+    assert_eq!(output.status, 134);
+    assert!(output.errors().contains("unreachable"), "{}", output.errors());
+    Ok(())
+}
+
+fn function_that_is_missing(engine: &Containerd) -> Result<()> {
+    for program in ["/reactor.wasm", "/reactor.wasm#nowhere", "/hello.wasm#nowhere"] {
+        let text = engine.container(&Rootfs::guests()?).args([program]).refused()?;
+        let name = program.split_once('#').map_or("_start", |(_, name)| name);
+        assert!(text.contains(name), "{program}: {text}");
+    }
+    Ok(())
+}
+
+fn clocks_and_random(engine: &Containerd) -> Result<()> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    for tool in TOOLS {
+        let told = engine.container(&Rootfs::guests()?).args([tool, "time"]).run()?.success()?;
+        let told: u64 = told.trim().parse()?;
+        assert!(told.abs_diff(now) < 60, "{tool}: {told}, not {now}");
+    }
+    let random = || engine.container(&Rootfs::guests()?).args(["/tool.wasm", "random"]).run()?.success();
+    let (one, other) = (random()?, random()?);
+    assert_eq!(one.trim().len(), 32);
+    assert_ne!(one, other);
+    Ok(())
+}
