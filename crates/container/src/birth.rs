@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -31,12 +31,15 @@ impl Container {
     ///
     /// # Errors
     /// The reason, with nothing left behind.
-    pub async fn create(
+    pub async fn create<F>(
         zygote: &Zygote,
         create: Create,
         stdio: ContainerStdio,
-        artifact: impl AsyncFn(File, String) -> Result<File, String>,
-    ) -> Result<Self, String> {
+        artifact: impl Fn(File, String) -> F,
+    ) -> Result<Self, String>
+    where
+        F: Future<Output = Result<File, String>>,
+    {
         let socket = |error: io::Error| format!("making a socket to the container's init: {error}");
         let (ours, theirs) = message::pair().map_err(socket)?;
         let init = AsyncSocket::new(ours).map_err(socket)?;
@@ -96,11 +99,13 @@ async fn ask(zygote: &Zygote, request: &Request) -> Result<(), String> {
     }
 }
 
-async fn answer(
+async fn answer<F>(
     init: &AsyncSocket,
-    asked: io::Result<Option<(FromInit, Vec<std::os::fd::OwnedFd>)>>,
-    artifact: &impl AsyncFn(File, String) -> Result<File, String>,
-) {
+    asked: io::Result<Option<(FromInit, Vec<OwnedFd>)>>,
+    artifact: &impl Fn(File, String) -> F,
+) where
+    F: Future<Output = Result<File, String>>,
+{
     let sent = match asked {
         Ok(Some((FromInit::Wasm { path }, fds))) => {
             let made = match fds.into_iter().next() {

@@ -26,12 +26,23 @@ impl<L: Log> Log for Capturing<L> {
             // A full pipe loses what came late; the first error is the cause.
             let _ = pipe.write_all(format!("{}\n", record.args()).as_bytes());
         }
-        self.0.log(record);
+        if record.level() == Level::Error || !is_chatter(record.target()) || debugging() {
+            self.0.log(record);
+        }
     }
 
     fn flush(&self) {
         self.0.flush();
     }
+}
+
+/// libcontainer warns of what is in order here, such as children that the daemon has reaped.
+fn is_chatter(target: &str) -> bool {
+    target.starts_with("libcontainer") || target.starts_with("libcgroups")
+}
+
+fn debugging() -> bool {
+    log::max_level() >= log::LevelFilter::Debug
 }
 
 /// Errors that this process and the ones it clones log from here on.

@@ -27,6 +27,7 @@ pub use capture::Capturing;
 pub use guest::{Guest, Guests, Invocation};
 pub use reaper::{Exit, Reaper};
 pub use stdio::{ContainerStdio, Stdio, StdioError, StdioPaths};
+pub use sys::{close_inherited, stdin_from_null};
 pub use zygote::{Create, Target, Zygote};
 
 /// Frees what a container left whose daemon is gone: kills its processes, removes its cgroup and

@@ -110,9 +110,13 @@ impl AsyncSocket {
     ///
     /// # Errors
     /// When it cannot be made non-blocking or watched.
+    #[expect(
+        deprecated,
+        reason = "the safe constructor: an OwnedFd stays open for as long as the AsyncFd has it"
+    )]
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(Self(AsyncFd::register(socket)?))
+        AsyncFd::new(socket).map(Self)
     }
 
     /// Sends one packet; see [`send`].

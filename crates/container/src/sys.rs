@@ -96,3 +96,18 @@ pub fn set_signal_handler(signal: Signal, handler: SigHandler) -> io::Result<()>
     unsafe { nix::sys::signal::signal(signal, handler) }?;
     Ok(())
 }
+
+/// Replaces stdin by /dev/null.
+///
+/// # Errors
+/// open(2)'s or dup2(2)'s.
+pub fn stdin_from_null() -> io::Result<()> {
+    let null = std::fs::File::open("/dev/null")?;
+    Ok(rustix::stdio::dup2_stdin(null)?)
+}
+
+/// Closes every descriptor but the standard ones: what a process was started with beyond them
+/// is nothing it knows of. To be called before it opens any.
+pub fn close_inherited() {
+    close_all_but(&[]);
+}

@@ -76,11 +76,12 @@ pub struct Zygote {
 
 impl Zygote {
     /// Clones the zygote; it makes its `guests` itself. To be called while the process has
-    /// one thread; the zygote keeps no descriptors but its own, the standard ones and `keep`.
+    /// one thread and no descriptors open that a container must not inherit; stdin is replaced
+    /// by /dev/null.
     ///
     /// # Errors
     /// When the process has more threads, or cannot be cloned.
-    pub fn spawn<G>(keep: &[BorrowedFd], guests: G) -> io::Result<Self>
+    pub fn spawn<G>(guests: G) -> io::Result<Self>
     where
         G: FnOnce() -> Result<Rc<dyn Guests>, String>,
     {
@@ -88,9 +89,11 @@ impl Zygote {
         match sys::fork_single_threaded()? {
             Some(pid) => Ok(Self { socket: ours, pid }),
             None => {
-                let mut kept = vec![theirs.as_fd()];
-                kept.extend_from_slice(keep);
-                sys::close_all_but(&kept);
+                drop(ours);
+                if let Err(error) = sys::stdin_from_null() {
+                    log::error!("the zygote cannot give up its stdin: {error}");
+                    sys::exit_now(1);
+                }
                 let _ = prctl::set_name(c"lighter-zygote");
                 serve(&theirs, guests());
                 sys::exit_now(0)

@@ -1,1 +1,28 @@
+//! The shim as containerd knows it: the actions of its command line, the task service, and the
+//! events. How a container is made and how wasm runs is the business of the crates `container`
+//! and `wasm`.
+//!
+//! Reading order: [`start`], [`serve`](fn@serve), `service` (the calls), `task` (one container's
+//! life), `events`, `options`.
 
+#![forbid(unsafe_code)]
+
+mod delete;
+mod error;
+mod events;
+mod guests;
+mod info;
+mod metrics;
+mod options;
+mod serve;
+mod service;
+mod start;
+mod task;
+
+pub use delete::delete;
+pub use info::{print_info, print_version};
+pub use serve::serve;
+pub use start::start;
+
+/// The runtime's name, as containerd's users write it.
+pub const RUNTIME: &str = "io.containerd.wasmtime.v1";

@@ -1,0 +1,36 @@
+//! Errors as containerd's clients get them: a gRPC status with the codes that the runc shim uses.
+
+use containerd_shim::protos::ttrpc::{self, Code, get_status};
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such container, process or cgroup.
+    #[error("{0}")]
+    NotFound(String),
+    /// The container is there already.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// The request asks for something that does not make sense.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// The call, or what it asks for, is not served.
+    #[error("{0}")]
+    Unimplemented(String),
+    /// Everything else; the runc shim gives it no code of its own either.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+impl From<Error> for ttrpc::Error {
+    fn from(error: Error) -> Self {
+        let code = match error {
+            Error::NotFound(_) => Code::NOT_FOUND,
+            Error::AlreadyExists(_) => Code::ALREADY_EXISTS,
+            Error::InvalidArgument(_) => Code::INVALID_ARGUMENT,
+            Error::Unimplemented(_) => Code::UNIMPLEMENTED,
+            Error::Unknown(_) => Code::UNKNOWN,
+        };
+        Self::RpcStatus(get_status(code, error.to_string()))
+    }
+}

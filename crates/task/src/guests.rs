@@ -1,0 +1,123 @@
+//! The crate `wasm` in the terms of the crate `container`, and the cache of compiled guests.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use container::{Guest, Guests, Invocation, Reaper};
+use nix::unistd::Pid;
+
+/// Everything that runs guests, made in the zygote.
+///
+/// # Errors
+/// What wasmtime has against this machine.
+pub fn guests() -> Result<Rc<dyn Guests>, String> {
+    let host = wasm::Host::new().map_err(|error| format!("setting up wasmtime: {error:#}"))?;
+    Ok(Rc::new(Wasm(host)))
+}
+
+struct Wasm(wasm::Host);
+
+impl Guests for Wasm {
+    fn recognizes(&self) -> fn(&[u8]) -> bool {
+        wasm::is_wasm
+    }
+
+    fn load(&self, artifact: File, function: Option<&str>) -> Result<Box<dyn Guest>, String> {
+        match self.0.load(artifact, function) {
+            Ok(guest) => Ok(Box::new(Loaded(guest))),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+struct Loaded(wasm::Guest);
+
+impl Guest for Loaded {
+    fn run(
+        self: Box<Self>,
+        invocation: Invocation,
+        started: &mut dyn FnMut(Result<(), String>),
+    ) -> i32 {
+        let invocation = wasm::Invocation {
+            args: invocation.args,
+            env: invocation.env,
+            cwd: invocation.cwd,
+        };
+        self.0.run(invocation, started)
+    }
+}
+
+/// The caches that the containers of this daemon use; nearly always one.
+#[derive(Clone)]
+pub struct Caches {
+    open: Arc<Mutex<HashMap<PathBuf, Arc<wasm::Cache>>>>,
+    reaper: Reaper,
+}
+
+impl Caches {
+    /// No cache is opened before it is needed. Compile workers are reaped by `reaper`.
+    pub fn new(reaper: Reaper) -> Self {
+        Self {
+            open: Arc::default(),
+            reaper,
+        }
+    }
+
+    /// The native code of the open file `module`, which `path` stands for in messages, from the
+    /// cache in `folder` or the built-in one.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn artifact(
+        &self,
+        folder: Option<&Path>,
+        module: File,
+        path: String,
+    ) -> Result<File, String> {
+        let caches = self.clone();
+        let folder = folder
+            .unwrap_or(Path::new(wasm::DEFAULT_CACHE_DIR))
+            .to_owned();
+        let made = tokio::task::spawn_blocking(move || {
+            let cache = caches.cache(folder)?;
+            cache.artifact(&module, &path, &|command| run(command, &caches.reaper))
+        });
+        match made.await {
+            Ok(Ok(file)) => Ok(file),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(format!("looking for a guest's native code: {error}")),
+        }
+    }
+
+    fn cache(&self, folder: PathBuf) -> Result<Arc<wasm::Cache>, wasm::CacheError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cache) = open.get(&folder) {
+            return Ok(cache.clone());
+        }
+        let cache = Arc::new(wasm::Cache::open(&folder, "/proc/self/exe")?);
+        open.insert(folder, cache.clone());
+        Ok(cache)
+    }
+}
+
+/// Runs `command` to its end; the daemon's reaper collects it.
+fn run(mut command: Command, reaper: &Reaper) -> io::Result<ExitStatus> {
+    let since = Instant::now();
+    let child = command.spawn()?;
+    let exit = reaper
+        .exit_of(Pid::from_raw(child.id() as i32), since)
+        .blocking_recv()
+        .map_err(|_| io::Error::other("the shim is ending"))?;
+    // Back to what wait(2) encodes: a code in the second byte, or a signal in the first.
+    Ok(ExitStatus::from_raw(match exit.status {
+        code @ 0..=128 => (code as i32) << 8,
+        signal => signal as i32 - 128,
+    }))
+}

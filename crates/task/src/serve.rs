@@ -1,0 +1,131 @@
+//! The daemon: serves the tasks of one group until containerd shuts it down.
+
+use std::env;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use container::{Capturing, Reaper, Zygote};
+use containerd_shim::Flags;
+use containerd_shim::logger::FifoLogger;
+use containerd_shim::protos::shim_async::create_task;
+use containerd_shim::protos::ttrpc::r#async::Server;
+use containerd_shim::protos::ttrpc::r#async::transport::Listener;
+use log::LevelFilter;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use crate::events::Publisher;
+use crate::guests::{Caches, guests};
+use crate::service::Service;
+use crate::start::{TASK_V2, TASK_V3};
+use crate::task::Daemon;
+
+/// Where containerd listens for events: set by it for every shim.
+const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
+
+/// How long the last events may take to be handed over.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Serves until containerd shuts the daemon down. stdin is the listening socket, which
+/// [`start`](crate::start) has made.
+///
+/// # Errors
+/// What keeps the daemon from serving.
+pub fn serve(flags: &Flags) -> io::Result<()> {
+    container::close_inherited();
+    init_log(flags);
+    // The one moment at which there is one thread and nothing open but the log.
+    let zygote = Zygote::spawn(guests)?;
+    let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
+    container::stdin_from_null()?;
+    // One thread serves everything; more come and go with blocking calls.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(Duration::from_secs(1))
+        .build()?
+        .block_on(run(flags, zygote, listener))
+}
+
+async fn run(flags: &Flags, zygote: Zygote, listener: UnixListener) -> io::Result<()> {
+    let socket = listener.local_addr()?;
+    let address = env::var(TTRPC_ADDRESS)
+        .map_err(|_| io::Error::other(format!("{TTRPC_ADDRESS} is not in the environment")))?;
+    let reaper = Reaper::start()?;
+    let publisher = Publisher::start(address, flags.namespace.clone());
+    let daemon = Arc::new(Daemon {
+        caches: Caches::new(reaper.clone()),
+        zygote,
+        reaper,
+        publisher: publisher.clone(),
+        namespace: flags.namespace.clone(),
+    });
+    let ended = Arc::new(Notify::new());
+    let service = Arc::new(Service::new(daemon, ended.clone()));
+
+    listener.set_nonblocking(true)?;
+    let mut server = Server::new().add_listener(Listener::try_from(listener)?);
+    server = server.register_service(create_task(service.clone()));
+    // containerd before 2.0 calls the same service, message for message, by its older name.
+    let mut services = create_task(service);
+    let v2 = services.remove(TASK_V3).map(|v3| (TASK_V2.to_owned(), v3));
+    server = server.register_service(v2.into_iter().collect());
+    server.start().await.map_err(io::Error::other)?;
+    log::debug!("serving {socket:?}");
+
+    outlive_signals()?;
+    ended.notified().await;
+
+    if let Err(error) = server.shutdown().await {
+        log::warn!("ending the connections: {error}");
+    }
+    if tokio::time::timeout(FAREWELL, publisher.flush())
+        .await
+        .is_err()
+    {
+        log::error!("containerd did not take the last events in {FAREWELL:?}");
+    }
+    if let Some(path) = socket.as_pathname()
+        && let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        log::warn!("removing {}: {error}", path.display());
+    }
+    Ok(())
+}
+
+/// SIGTERM and SIGINT do not end a daemon while it has containers: as with the runc shim, only
+/// containerd's Shutdown does.
+fn outlive_signals() -> io::Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind)?;
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                log::info!(
+                    "the signal {} is ignored: containerd ends this shim",
+                    kind.as_raw_value()
+                );
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Logs to the FIFO that containerd has put into the bundle. Without one, as when the daemon is
+/// started by hand, there is no log.
+fn init_log(flags: &Flags) {
+    let Ok(fifo) = OpenOptions::new().write(true).open("log") else {
+        return;
+    };
+    let logger = Capturing(FifoLogger::with_file(fifo));
+    if log::set_boxed_logger(Box::new(logger)).is_ok() {
+        log::set_max_level(if flags.debug {
+            LevelFilter::Debug
+        } else {
+            LevelFilter::Info
+        });
+    }
+}

@@ -1,0 +1,261 @@
+//! The task service: containerd's calls, each by its container's id.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use containerd_shim::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
+    PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest,
+    StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse,
+    UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use containerd_shim::protos::protobuf::MessageField;
+use containerd_shim::protos::types::task::ProcessInfo;
+use containerd_shim::{TtrpcContext, TtrpcResult};
+use tokio::sync::Notify;
+
+use crate::error::Error;
+use crate::metrics;
+use crate::task::{Daemon, Task, timestamp};
+
+/// All tasks of this daemon.
+pub struct Service {
+    daemon: Arc<Daemon>,
+    tasks: Mutex<HashMap<String, Slot>>,
+    ended: Arc<Notify>,
+}
+
+/// A task's place: taken from the moment its create begins, so that an id is never used twice.
+enum Slot {
+    Creating,
+    Task(Arc<Task>),
+}
+
+impl Service {
+    /// A service without tasks. `ended` is notified when containerd shuts it down.
+    pub fn new(daemon: Arc<Daemon>, ended: Arc<Notify>) -> Self {
+        Self {
+            daemon,
+            tasks: Mutex::default(),
+            ended,
+        }
+    }
+
+    fn tasks(&self) -> std::sync::MutexGuard<'_, HashMap<String, Slot>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn task(&self, id: &str) -> Result<Arc<Task>, Error> {
+        match self.tasks().get(id) {
+            Some(Slot::Task(task)) => Ok(task.clone()),
+            _ => Err(Error::NotFound("container not created".into())),
+        }
+    }
+
+    /// The task whose init is meant. There are no other processes that a client could name.
+    fn init(&self, id: &str, exec_id: &str) -> Result<Arc<Task>, Error> {
+        let task = self.task(id)?;
+        if exec_id.is_empty() {
+            Ok(task)
+        } else {
+            Err(Error::NotFound(format!("process does not exist {exec_id}")))
+        }
+    }
+}
+
+fn unimplemented(call: &str) -> containerd_shim::protos::ttrpc::Error {
+    Error::Unimplemented(format!("{call} is not implemented by this shim")).into()
+}
+
+#[async_trait]
+impl containerd_shim::Task for Service {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: CreateTaskRequest,
+    ) -> TtrpcResult<CreateTaskResponse> {
+        match self.tasks().entry(request.id.clone()) {
+            Entry::Occupied(_) => {
+                return Err(Error::AlreadyExists(format!(
+                    "a container with the id {} exists already",
+                    request.id
+                ))
+                .into());
+            }
+            Entry::Vacant(slot) => slot.insert(Slot::Creating),
+        };
+        let created = Task::create(&self.daemon, &request).await;
+        let mut tasks = self.tasks();
+        match created {
+            Ok(task) => {
+                let pid = task.pid();
+                tasks.insert(request.id, Slot::Task(task));
+                Ok(CreateTaskResponse {
+                    pid,
+                    ..CreateTaskResponse::default()
+                })
+            }
+            Err(error) => {
+                tasks.remove(&request.id);
+                log::error!("create of {}: {error}", request.id);
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
+        let task = self.init(&request.id, &request.exec_id)?;
+        let pid = task
+            .start(&self.daemon)
+            .await
+            .inspect_err(|error| log::error!("start of {}: {error}", request.id))?;
+        Ok(StartResponse {
+            pid,
+            ..StartResponse::default()
+        })
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> TtrpcResult<StateResponse> {
+        let task = self.init(&request.id, &request.exec_id)?;
+        let (status, exit) = task.status().await;
+        let stdio = task.stdio().clone();
+        Ok(StateResponse {
+            id: request.id,
+            bundle: task.bundle(),
+            pid: task.pid(),
+            status: status.into(),
+            stdin: stdio.stdin,
+            stdout: stdio.stdout,
+            stderr: stdio.stderr,
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exit
+                .map(|exit| timestamp(exit.at))
+                .map_or_else(MessageField::none, MessageField::some),
+            ..StateResponse::default()
+        })
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> TtrpcResult<WaitResponse> {
+        let exit = self.init(&request.id, &request.exec_id)?.wait().await;
+        Ok(WaitResponse {
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..WaitResponse::default()
+        })
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> TtrpcResult<Empty> {
+        self.init(&request.id, &request.exec_id)?
+            .kill(request.signal, request.all)?;
+        Ok(Empty::default())
+    }
+
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        request: DeleteRequest,
+    ) -> TtrpcResult<DeleteResponse> {
+        let task = self.init(&request.id, &request.exec_id)?;
+        let exit = task
+            .delete(&self.daemon)
+            .await
+            .inspect_err(|error| log::error!("delete of {}: {error}", request.id))?;
+        self.tasks().remove(&request.id);
+        Ok(DeleteResponse {
+            pid: task.pid(),
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..DeleteResponse::default()
+        })
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> TtrpcResult<PidsResponse> {
+        let task = self.task(&request.id)?;
+        let pids = match task.cgroup() {
+            Some(cgroup) => cgroup
+                .processes()
+                .map_err(|error| Error::Unknown(error.to_string()))?,
+            None => return Err(Error::NotFound("cgroup does not exist".into()).into()),
+        };
+        Ok(PidsResponse {
+            processes: pids
+                .into_iter()
+                .map(|pid| ProcessInfo {
+                    pid,
+                    ..ProcessInfo::default()
+                })
+                .collect(),
+            ..PidsResponse::default()
+        })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> TtrpcResult<StatsResponse> {
+        let task = self.task(&request.id)?;
+        let Some(cgroup) = task.cgroup() else {
+            return Err(Error::NotFound("cgroup does not exist".into()).into());
+        };
+        let stats = cgroup
+            .stats()
+            .map_err(|error| Error::Unknown(error.to_string()))?;
+        Ok(StatsResponse {
+            stats: MessageField::some(metrics::to_any(stats)),
+            ..StatsResponse::default()
+        })
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> TtrpcResult<Empty> {
+        let task = self.init(&request.id, &request.exec_id)?;
+        if request.stdin {
+            task.close_stdin();
+        }
+        Ok(Empty::default())
+    }
+
+    async fn connect(
+        &self,
+        _: &TtrpcContext,
+        request: ConnectRequest,
+    ) -> TtrpcResult<ConnectResponse> {
+        Ok(ConnectResponse {
+            shim_pid: std::process::id(),
+            // As in the runc shim, an unknown task is no error here.
+            task_pid: self.task(&request.id).map_or(0, |task| task.pid()),
+            ..ConnectResponse::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> TtrpcResult<Empty> {
+        // The daemon of a pod serves on while it has tasks.
+        if self.tasks().is_empty() {
+            self.ended.notify_one();
+        }
+        Ok(Empty::default())
+    }
+
+    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> TtrpcResult<Empty> {
+        Err(unimplemented("Pause"))
+    }
+
+    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> TtrpcResult<Empty> {
+        Err(unimplemented("Resume"))
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> TtrpcResult<Empty> {
+        Err(unimplemented("Checkpoint"))
+    }
+
+    async fn exec(&self, _: &TtrpcContext, _: ExecProcessRequest) -> TtrpcResult<Empty> {
+        Err(unimplemented("Exec"))
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, _: ResizePtyRequest) -> TtrpcResult<Empty> {
+        Err(unimplemented("ResizePty"))
+    }
+
+    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> TtrpcResult<Empty> {
+        Err(unimplemented("Update"))
+    }
+}

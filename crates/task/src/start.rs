@@ -1,0 +1,169 @@
+//! The action `start`: finds or spawns the daemon of a container's group and prints its address.
+
+use std::collections::HashMap;
+use std::env;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use containerd_shim::bootstrap::BootstrapParams;
+use containerd_shim::cgroup::set_cgroup_and_oom_score;
+use containerd_shim::protos::protobuf::Message;
+use containerd_shim::protos::protobuf::well_known_types::any::Any;
+use containerd_shim::{Flags, StartOpts};
+use serde::Deserialize;
+
+use crate::options::Options;
+
+/// The task service's name for containerd 2 and for the ones before.
+pub(crate) const TASK_V3: &str = "containerd.task.v3.Task";
+pub(crate) const TASK_V2: &str = "containerd.task.v2.Task";
+
+/// The annotations that put containers into one daemon, the first that is there: the runc shim's
+/// own, and the pod's, which CRI sets.
+const GROUP_ANNOTATIONS: [&str; 2] = [
+    "io.containerd.runc.v2.group",
+    "io.kubernetes.cri.sandbox-id",
+];
+
+/// The most that is read of what containerd sends on stdin, in bytes.
+const MAX_INPUT: u64 = 10 << 20;
+
+/// The file in the bundle where containerd 1.6 looks for the daemon's address.
+const ADDRESS_FILE: &str = "address";
+
+/// What of config.json matters here.
+#[derive(Deserialize)]
+struct Annotated {
+    #[serde(default)]
+    annotations: HashMap<String, String>,
+}
+
+/// Finds or spawns the daemon for the bundle in the working directory, and prints its address:
+/// a plain line, which every containerd since 1.6 takes for a ttrpc shim of task API version 2.
+///
+/// # Errors
+/// What keeps a daemon from being there.
+pub fn start(flags: &Flags) -> io::Result<()> {
+    let (options, socket_options) = read_input(flags)?;
+    let group = group(&flags.id)?;
+    let address = socket_options.socket_address(&group);
+    if let Some(listener) = listen(Path::new(socket_path(&address)))? {
+        spawn(flags, listener, &options).inspect_err(|_| {
+            // Nobody will ever serve this socket.
+            let _ = fs::remove_file(socket_path(&address));
+        })?;
+    }
+    fs::write(ADDRESS_FILE, &address)?;
+    let mut stdout = io::stdout();
+    stdout.write_all(address.as_bytes())?;
+    stdout.flush()
+}
+
+/// The runtime options, and what decides the socket's place: containerd 2.3 and later send a
+/// message with everything, older ones the bare options.
+fn read_input(flags: &Flags) -> io::Result<(Options, StartOpts)> {
+    let mut input = Vec::new();
+    io::stdin().take(MAX_INPUT).read_to_end(&mut input)?;
+    let mut start = StartOpts {
+        address: flags.address.clone(),
+        namespace: flags.namespace.clone(),
+        ..StartOpts::default()
+    };
+    let any = match BootstrapParams::parse_from_bytes(&input) {
+        Ok(params) if !input.is_empty() && params.instance_id == flags.id => {
+            start = params.into();
+            start.extensions.first().cloned()
+        }
+        _ => Any::parse_from_bytes(&input).ok(),
+    };
+    let options = Options::from_any(any.as_ref()).map_err(io::Error::other)?;
+    Ok((options, start))
+}
+
+/// The group of the container: the value of its group annotation, or its id.
+fn group(id: &str) -> io::Result<String> {
+    let error = |reason: String| {
+        io::Error::other(format!("the bundle's config.json cannot be used: {reason}"))
+    };
+    let config = fs::read("config.json").map_err(|reason| error(reason.to_string()))?;
+    let mut config: Annotated =
+        serde_json::from_slice(&config).map_err(|reason| error(reason.to_string()))?;
+    Ok(GROUP_ANNOTATIONS
+        .iter()
+        .find_map(|name| config.annotations.remove(*name))
+        .unwrap_or_else(|| id.to_owned()))
+}
+
+fn socket_path(address: &str) -> &str {
+    address.strip_prefix("unix://").unwrap_or(address)
+}
+
+/// A listening socket at `path`; `None` where a daemon of the group listens there already.
+fn listen(path: &Path) -> io::Result<Option<UnixListener>> {
+    let error = |reason: io::Error| {
+        io::Error::new(
+            reason.kind(),
+            format!("listening on {}: {reason}", path.display()),
+        )
+    };
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(error)?;
+    }
+    match UnixListener::bind(path) {
+        Err(in_use) if in_use.kind() == io::ErrorKind::AddrInUse => {
+            if UnixStream::connect(path).is_ok() {
+                return Ok(None);
+            }
+            // Left by a daemon that was killed.
+            fs::remove_file(path).map_err(error)?;
+            UnixListener::bind(path).map(Some).map_err(error)
+        }
+        bound => bound.map(Some).map_err(error),
+    }
+}
+
+/// Spawns the daemon with `listener` as its stdin. It answers as soon as it is up; until then
+/// containerd's connection waits in the socket.
+fn spawn(flags: &Flags, listener: UnixListener, options: &Options) -> io::Result<()> {
+    let program: PathBuf = env::current_exe()?;
+    let mut command = Command::new(program);
+    command
+        .args(["-namespace", &flags.namespace])
+        .args(["-id", &flags.id])
+        .args(["-address", &flags.address])
+        .stdin(OwnedFd::from(listener))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // Signals to containerd's process group are not for the daemon.
+        .process_group(0);
+    if flags.debug {
+        command.arg("-debug");
+    }
+    let mut child = command.spawn()?;
+    set_cgroup_and_oom_score(child.id(), &options.shim_cgroup).map_err(|error| {
+        // Without the cgroup it was to have, it is not to be.
+        let _ = child.kill();
+        let _ = child.wait();
+        io::Error::other(format!("placing the shim's daemon: {error}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_taken_over_only_from_the_dead() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s/socket");
+        let living = listen(&path).unwrap().expect("a first listener");
+        assert!(listen(&path).unwrap().is_none(), "one that answers is kept");
+        drop(living);
+        assert!(listen(&path).unwrap().is_some(), "a dead one is replaced");
+    }
+}

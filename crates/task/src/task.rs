@@ -1,0 +1,487 @@
+//! One container's life as a task.
+//!
+//! A task is created, started, stopped and deleted, in this order; `lifecycle` is held by
+//! whatever moves it on, so that an exit in the middle of a start is told after the start.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use container::cgroup::{Cgroup, OomWatch};
+use container::rootfs::{self, Mount};
+use container::{Bundle, Container, Create, Exit, Reaper, Stdio, StdioPaths, Target, Zygote};
+use containerd_shim::api::{CreateTaskRequest, Status};
+use containerd_shim::protos::protobuf::MessageField;
+use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
+use nix::unistd::{Gid, Uid};
+use rustix::io::Errno;
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::sync::{Mutex, oneshot, watch};
+
+use crate::error::Error;
+use crate::events::{Publisher, TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskStart};
+use crate::guests::Caches;
+use crate::options::Options;
+
+/// What all tasks of a daemon share.
+pub struct Daemon {
+    /// Who clones containers.
+    pub zygote: Zygote,
+    /// Who waits for their ends.
+    pub reaper: Reaper,
+    /// Who tells containerd.
+    pub publisher: Publisher,
+    /// Compiled guests.
+    pub caches: Caches,
+    /// containerd's namespace.
+    pub namespace: String,
+}
+
+/// A container that has been created and not been deleted.
+pub struct Task {
+    id: String,
+    bundle: PathBuf,
+    rootfs: PathBuf,
+    paths: StdioPaths,
+    owns_pid_namespace: bool,
+    container: Container,
+    pidfd: OwnedFd,
+    stdio: Stdio,
+    cgroup: Option<Cgroup>,
+    lifecycle: Mutex<Phase>,
+    exit: watch::Receiver<Option<Exit>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Created,
+    Running,
+    Stopped,
+    Deleted,
+}
+
+impl Task {
+    /// Creates the task that `request` asks for, up to where its init waits to be started.
+    ///
+    /// # Errors
+    /// The reason, with nothing left behind.
+    pub async fn create(
+        daemon: &Arc<Daemon>,
+        request: &CreateTaskRequest,
+    ) -> Result<Arc<Self>, Error> {
+        if request.terminal {
+            return Err(Error::Unimplemented(
+                "terminals are not implemented by this shim: run the container without -t".into(),
+            ));
+        }
+        if !request.checkpoint.is_empty() {
+            return Err(Error::Unimplemented(
+                "restoring from a checkpoint is not implemented by this shim".into(),
+            ));
+        }
+        let options = Options::from_any(request.options.as_ref())
+            .map_err(|error| Error::InvalidArgument(error.to_string()))?;
+        for name in options.ignored() {
+            log::info!(
+                "{}: the runtime option {name} has no meaning here",
+                request.id
+            );
+        }
+        let bundle = Bundle::load(request.bundle.as_ref())
+            .map_err(|error| Error::InvalidArgument(error.to_string()))?;
+        let create = create_request(&daemon.namespace, request, &bundle, &options);
+        if create.mounts.is_empty() {
+            bundle
+                .check_rootfs()
+                .map_err(|error| Error::InvalidArgument(error.to_string()))?;
+        }
+        let paths = StdioPaths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+        };
+        let (stdio, theirs) = Stdio::connect(&paths, stream_owner(&options, &bundle))
+            .map_err(|error| Error::InvalidArgument(error.to_string()))?;
+
+        // Before there is anything to free: a daemon may be killed at any point after.
+        let note = |pid| {
+            remember(&bundle.path, &create.target.root, pid)
+                .map_err(|error| Error::Unknown(format!("noting the container's state: {error}")))
+        };
+        note(0)?;
+        let since = Instant::now();
+        let artifact = |module: File, path: String| {
+            let (caches, folder) = (daemon.caches.clone(), options.cache_dir.clone());
+            async move { caches.artifact(folder.as_deref(), module, path).await }
+        };
+        let container = Container::create(&daemon.zygote, create.clone(), theirs, artifact)
+            .await
+            .map_err(|reason| Error::Unknown(format!("OCI runtime create failed: {reason}")))?;
+        let init = daemon.reaper.exit_of(container.pid, since);
+        let pid = container.pid.as_raw();
+        if let Err(error) = note(pid as u32) {
+            log::warn!("{}: {error}", request.id);
+        }
+        let pidfd = rustix::process::Pid::from_raw(pid)
+            .ok_or(Errno::SRCH)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let pidfd = match pidfd {
+            Ok(pidfd) => pidfd,
+            Err(error) => {
+                // It died at once: free what it left.
+                let _ = container.delete(&daemon.zygote).await;
+                let _ = rootfs::unmount(&bundle.rootfs);
+                return Err(Error::Unknown(format!(
+                    "OCI runtime create failed: the container's init ended at once ({error})"
+                )));
+            }
+        };
+        let cgroup = Cgroup::of(pid as u32)
+            .inspect_err(|error| log::warn!("{}: {error}", request.id))
+            .ok();
+        let (exited, exit) = watch::channel(None);
+        let task = Arc::new(Self {
+            id: request.id.clone(),
+            bundle: bundle.path.clone(),
+            rootfs: bundle.rootfs.clone(),
+            paths,
+            owns_pid_namespace: bundle.owns_pid_namespace(),
+            container,
+            pidfd,
+            stdio,
+            cgroup,
+            lifecycle: Mutex::new(Phase::Created),
+            exit,
+        });
+        daemon.publisher.publish(TaskCreate {
+            container_id: task.id.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: MessageField::some(TaskIO {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
+                ..TaskIO::default()
+            }),
+            checkpoint: request.checkpoint.clone(),
+            pid: task.pid(),
+            ..TaskCreate::default()
+        });
+        tokio::spawn(
+            task.clone()
+                .supervise(daemon.publisher.clone(), init, exited),
+        );
+        Ok(task)
+    }
+
+    /// Tells of out-of-memory kills while the task lives, and of its end.
+    async fn supervise(
+        self: Arc<Self>,
+        publisher: Publisher,
+        mut init: oneshot::Receiver<Exit>,
+        exited: watch::Sender<Option<Exit>>,
+    ) {
+        let out_of_memory = || {
+            publisher.publish(TaskOOM {
+                container_id: self.id.clone(),
+                ..TaskOOM::default()
+            });
+        };
+        let mut oom = self.cgroup.as_ref().and_then(|cgroup| {
+            OomWatch::new(cgroup)
+                .inspect_err(|error| log::warn!("{}: {error}", self.id))
+                .ok()
+        });
+        let exit = loop {
+            let killed = async {
+                match &mut oom {
+                    Some(watch) => watch.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                killed = killed => match killed {
+                    Some(()) => out_of_memory(),
+                    None => oom = None,
+                },
+                exit = &mut init => match exit {
+                    Ok(exit) => break exit,
+                    // The reaper goes only with the daemon.
+                    Err(_) => return,
+                },
+            }
+        };
+        if oom.is_some_and(|mut oom| oom.take()) {
+            out_of_memory();
+        }
+        if !self.owns_pid_namespace {
+            // The other processes live on in somebody else's pid namespace.
+            self.kill_all(nix::sys::signal::Signal::SIGKILL);
+        }
+        self.stdio.drain().await;
+
+        let mut phase = self.lifecycle.lock().await;
+        *phase = Phase::Stopped;
+        publisher.publish(TaskExit {
+            container_id: self.id.clone(),
+            id: self.id.clone(),
+            pid: self.pid(),
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..TaskExit::default()
+        });
+        exited.send_replace(Some(exit));
+    }
+
+    /// Starts the created task; returns its pid.
+    ///
+    /// # Errors
+    /// In any other phase, and when the entrypoint cannot be started.
+    pub async fn start(&self, daemon: &Daemon) -> Result<u32, Error> {
+        let mut phase = self.lifecycle.lock().await;
+        match *phase {
+            Phase::Created => {}
+            Phase::Running => {
+                return Err(Error::Unknown("cannot start a running process".into()));
+            }
+            Phase::Stopped => {
+                return Err(Error::Unknown("cannot start a stopped process".into()));
+            }
+            Phase::Deleted => {
+                return Err(Error::Unknown("cannot start a deleted process".into()));
+            }
+        }
+        self.container
+            .start(&daemon.zygote)
+            .await
+            .map_err(|reason| Error::Unknown(format!("OCI runtime start failed: {reason}")))?;
+        *phase = Phase::Running;
+        daemon.publisher.publish(TaskStart {
+            container_id: self.id.clone(),
+            pid: self.pid(),
+            ..TaskStart::default()
+        });
+        Ok(self.pid())
+    }
+
+    /// Frees a task that is not running; returns how it ended.
+    ///
+    /// # Errors
+    /// When it runs, or something of it cannot be freed.
+    pub async fn delete(&self, daemon: &Daemon) -> Result<Exit, Error> {
+        let mut phase = self.lifecycle.lock().await;
+        match *phase {
+            Phase::Running => {
+                return Err(Error::Unknown("cannot delete a running process".into()));
+            }
+            Phase::Deleted => {
+                return Err(Error::Unknown("cannot delete a deleted process".into()));
+            }
+            Phase::Created => {
+                drop(phase);
+                // An init that has gone meanwhile is as good as killed.
+                let _ = self.signal(Signal::KILL);
+                self.wait().await;
+                phase = self.lifecycle.lock().await;
+            }
+            Phase::Stopped => {}
+        }
+        let exit = self.wait().await;
+        let deleted = self.container.delete(&daemon.zygote).await;
+        let rootfs = self.rootfs.clone();
+        let unmounted = tokio::task::spawn_blocking(move || rootfs::unmount(&rootfs)).await;
+        deleted.map_err(|reason| Error::Unknown(format!("failed to delete task: {reason}")))?;
+        match unmounted {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                return Err(Error::Unknown(format!("failed rootfs umount: {error}")));
+            }
+            Err(error) => {
+                return Err(Error::Unknown(format!("failed rootfs umount: {error}")));
+            }
+        }
+        *phase = Phase::Deleted;
+        daemon.publisher.publish(TaskDelete {
+            container_id: self.id.clone(),
+            pid: self.pid(),
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..TaskDelete::default()
+        });
+        Ok(exit)
+    }
+
+    /// Sends the signal numbered `signal` to the init, or to `all` processes of the task.
+    ///
+    /// # Errors
+    /// When the task has ended, or there is no such signal.
+    pub fn kill(&self, signal: u32, all: bool) -> Result<(), Error> {
+        if all {
+            let signal = nix::sys::signal::Signal::try_from(signal as i32)
+                .map_err(|_| Error::InvalidArgument(format!("there is no signal {signal}")))?;
+            self.kill_all(signal);
+            return Ok(());
+        }
+        let signal = Signal::from_named_raw(signal as i32)
+            .ok_or_else(|| Error::InvalidArgument(format!("there is no signal {signal}")))?;
+        self.signal(signal)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), Error> {
+        match pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) => Ok(()),
+            Err(Errno::SRCH) => Err(Error::NotFound("process already finished".into())),
+            Err(error) => Err(Error::Unknown(format!("unknown error after kill: {error}"))),
+        }
+    }
+
+    fn kill_all(&self, signal: nix::sys::signal::Signal) {
+        if let Some(cgroup) = &self.cgroup
+            && let Err(error) = cgroup.kill_all(signal)
+        {
+            log::warn!("{}: {error}", self.id);
+        }
+    }
+
+    /// Waits until the task has ended and its output has been handed over.
+    pub async fn wait(&self) -> Exit {
+        let mut exit = self.exit.clone();
+        let ended = exit.wait_for(Option::is_some).await.map(|exit| *exit);
+        match ended {
+            Ok(Some(exit)) => exit,
+            // The supervisor ends only when the daemon does.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Lets the task's stdin end once its client has closed it.
+    pub fn close_stdin(&self) {
+        self.stdio.close_stdin();
+    }
+
+    /// The pid of the init.
+    pub fn pid(&self) -> u32 {
+        self.container.pid.as_raw() as u32
+    }
+
+    /// The bundle's folder.
+    pub fn bundle(&self) -> String {
+        self.bundle.display().to_string()
+    }
+
+    /// Where the task's streams go.
+    pub fn stdio(&self) -> &StdioPaths {
+        &self.paths
+    }
+
+    /// The cgroup, if it was found.
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
+    /// The task's status, and how it ended if it has.
+    pub async fn status(&self) -> (Status, Option<Exit>) {
+        let status = match *self.lifecycle.lock().await {
+            Phase::Created => Status::CREATED,
+            Phase::Running => Status::RUNNING,
+            Phase::Stopped | Phase::Deleted => Status::STOPPED,
+        };
+        (status, *self.exit.borrow())
+    }
+}
+
+/// A time in containerd's messages.
+pub fn timestamp(at: SystemTime) -> Timestamp {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: since.as_secs() as i64,
+        nanos: since.subsec_nanos() as i32,
+        ..Timestamp::default()
+    }
+}
+
+/// The owner of the pipes to the container: as the options say, or the container's user.
+fn stream_owner(options: &Options, bundle: &Bundle) -> (Uid, Gid) {
+    let (uid, gid) = bundle.owner();
+    (
+        if options.io_uid == 0 {
+            uid
+        } else {
+            Uid::from_raw(options.io_uid)
+        },
+        if options.io_gid == 0 {
+            gid
+        } else {
+            Gid::from_raw(options.io_gid)
+        },
+    )
+}
+
+/// The folder for a container's state: its own below its bundle, or one a namespace below the
+/// `Root` of the options.
+pub fn state_root(namespace: &str, bundle: &Path, options: &Options) -> PathBuf {
+    if options.root.is_empty() {
+        bundle.join("lighter")
+    } else {
+        PathBuf::from(&options.root).join(namespace)
+    }
+}
+
+/// What `delete` must know of a container when its daemon is gone.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Memo {
+    root: PathBuf,
+    pid: u32,
+}
+
+/// The memo's file in the bundle.
+const MEMO: &str = "lighter.json";
+
+fn remember(bundle: &Path, root: &Path, pid: u32) -> std::io::Result<()> {
+    let memo = Memo {
+        root: root.to_owned(),
+        pid,
+    };
+    std::fs::write(bundle.join(MEMO), serde_json::to_vec(&memo)?)
+}
+
+/// The state folder and init pid of the container in `bundle`, if a daemon got as far as to note
+/// them.
+pub fn remembered(bundle: &Path) -> (Option<PathBuf>, u32) {
+    let memo = std::fs::read(bundle.join(MEMO))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Memo>(&text).ok());
+    memo.map_or((None, 0), |memo| (Some(memo.root), memo.pid))
+}
+
+fn create_request(
+    namespace: &str,
+    request: &CreateTaskRequest,
+    bundle: &Bundle,
+    options: &Options,
+) -> Create {
+    Create {
+        target: Target {
+            id: request.id.clone(),
+            root: state_root(namespace, &bundle.path, options),
+        },
+        bundle: bundle.path.clone(),
+        rootfs: bundle.rootfs.clone(),
+        mounts: request
+            .rootfs
+            .iter()
+            .map(|mount| Mount {
+                kind: mount.type_.clone(),
+                source: mount.source.clone(),
+                target: mount.target.clone(),
+                options: mount.options.clone(),
+            })
+            .collect(),
+        systemd_cgroup: options.systemd_cgroup,
+        no_pivot_root: options.no_pivot_root,
+    }
+}
