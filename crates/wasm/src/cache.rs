@@ -94,7 +94,9 @@ pub enum CacheError {
         source: io::Error,
     },
     /// The worker has not compiled, since it could not give up its privileges.
-    #[error("cannot isolate the compile worker for {name}: {reason}; modules are never compiled without isolation")]
+    #[error(
+        "cannot isolate the compile worker for {name}: {reason}; modules are never compiled without isolation"
+    )]
     Isolation {
         /// The module.
         name: String,
@@ -139,8 +141,7 @@ impl Cache {
         program: impl Into<PathBuf>,
     ) -> Result<Self, CacheError> {
         let directory = directory.into();
-        let engine =
-            engine::engine().map_err(|error| CacheError::Engine(format!("{error:#}")))?;
+        let engine = engine::engine().map_err(|error| CacheError::Engine(format!("{error:#}")))?;
         let entries = directory.join(engine::compatibility(&engine, artifact::FORMAT));
         make_private(&directory)?;
         make_private(&entries)?;
@@ -191,7 +192,9 @@ impl Cache {
         // module meanwhile must not have its code filed under the digest of another's.
         let copy = anonymous_file(c"module").map_err(read)?;
         let digest = digest::of_copy(module, &copy, size).map_err(read)?;
-        let _lock = self.lock(&digest).map_err(|error| self.write(name, error))?;
+        let _lock = self
+            .lock(&digest)
+            .map_err(|error| self.write(name, error))?;
         match self.find(&digest) {
             Some(artifact) => Ok(artifact),
             None => self.make(copy, &digest, name, run),
@@ -258,7 +261,10 @@ impl Cache {
             .rewind()
             .and_then(|()| words.read_to_string(&mut text))
             .map_err(spawn)?;
-        let report = text.lines().last().and_then(|line| serde_json::from_str(line).ok());
+        let report = text
+            .lines()
+            .last()
+            .and_then(|line| serde_json::from_str(line).ok());
         match report {
             Some(Report::Compiled(kind)) if status.success() => Ok(kind),
             Some(Report::Refused(reason)) => Err(CacheError::Refused {
@@ -341,7 +347,8 @@ impl<'a> Draft<'a> {
         let (file, interim) = match unnamed {
             // What open(2) says where O_TMPFILE is unknown to the file system or the kernel.
             Err(error)
-                if [libc::EOPNOTSUPP, libc::EISDIR].contains(&error.raw_os_error().unwrap_or(0)) =>
+                if [libc::EOPNOTSUPP, libc::EISDIR]
+                    .contains(&error.raw_os_error().unwrap_or(0)) =>
             {
                 // The caller's lock makes the name ours; a file there is from one who was killed.
                 let interim = path.with_extension("new");

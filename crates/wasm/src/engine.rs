@@ -8,6 +8,7 @@ use std::hash::{Hash, Hasher};
 
 use sha2::{Digest, Sha256};
 use wasmtime::{Config, Engine, Result, WasmBacktraceDetails, component};
+use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p1::WasiP1Ctx;
 
 /// What a guest's host functions work on. WASI 0.1 needs a table of its own beside the context
@@ -33,6 +34,14 @@ pub(crate) fn module_linker(engine: &Engine) -> Result<wasmtime::Linker<State>> 
     let mut linker = wasmtime::Linker::new(engine);
     wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state| state)?;
     wasmtime_wasi::p0::add_to_linker_async(&mut linker, |state| state)?;
+    // wasmtime-wasi makes a trap of codes from 126 on; a task may exit with any.
+    linker.allow_shadowing(true);
+    for version in ["wasi_snapshot_preview1", "wasi_unstable"] {
+        linker.func_wrap(version, "proc_exit", |code: i32| -> Result<()> {
+            Err(I32Exit(code).into())
+        })?;
+    }
+    linker.allow_shadowing(false);
     Ok(linker)
 }
 

@@ -22,8 +22,8 @@ pub const EXIT_HOST_FAILURE: i32 = 125;
 pub struct Invocation {
     /// The arguments, the first being the guest's own name.
     pub args: Vec<String>,
-    /// The environment: names and values.
-    pub env: Vec<(String, String)>,
+    /// The environment, `NAME=VALUE` each; one without `=` is a name with an empty value.
+    pub env: Vec<String>,
     /// The working directory, an absolute path.
     ///
     /// WASI 0.2 and 0.3 tell it to the guest (`initial-cwd`). WASI 0.1 has no word for it, and C
@@ -83,11 +83,7 @@ impl Guest {
     /// The guest gets the file descriptors 0, 1 and 2, the process's root as `/`, and its network.
     /// Whatever it wrote is out of the process when this returns. Threads may be left; the caller
     /// should end the process now.
-    pub fn run(
-        self,
-        invocation: Invocation,
-        started: &mut dyn FnMut(Result<(), String>),
-    ) -> i32 {
+    pub fn run(self, invocation: Invocation, started: &mut dyn FnMut(Result<(), String>)) -> i32 {
         let name = invocation.args.first().cloned().unwrap_or_default();
         let runtime = match self.runtime() {
             Ok(runtime) => runtime,
@@ -181,7 +177,6 @@ fn store(engine: &Engine, invocation: &Invocation) -> wasmtime::Result<Store<Sta
         .stdout(Output::stdout()?)
         .stderr(Output::stderr()?)
         .args(&invocation.args)
-        .envs(&invocation.env)
         .initial_cwd(&invocation.cwd)
         // There is one guest in this process: it may block it.
         .allow_blocking_current_thread(true)
@@ -190,7 +185,16 @@ fn store(engine: &Engine, invocation: &Invocation) -> wasmtime::Result<Store<Sta
         .allow_ip_name_lookup(true)
         .allow_tcp(true)
         .allow_udp(true);
-    if !invocation.env.iter().any(|(name, _)| name == "PWD") {
+    let variables = invocation
+        .env
+        .iter()
+        .map(|entry| entry.split_once('=').unwrap_or((entry, "")));
+    let mut has_pwd = false;
+    for (name, value) in variables {
+        has_pwd |= name == "PWD";
+        wasi.env(name, value);
+    }
+    if !has_pwd {
         wasi.env("PWD", &invocation.cwd);
     }
     Ok(Store::new(engine, wasi.build_p1()))

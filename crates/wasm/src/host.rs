@@ -161,7 +161,13 @@ impl Host {
             .instantiate_pre(&component)
             .map_err(|error| LoadError::Link(format!("{error:#}")))?;
         let exports = component.component_type();
-        let exports = || list(exports.exports(&self.engine).map(|(name, _)| name.to_owned()));
+        let exports = || {
+            list(
+                exports
+                    .exports(&self.engine)
+                    .map(|(name, _)| name.to_owned()),
+            )
+        };
         let entry = match function {
             None => {
                 if let Ok(indices) = p3::bindings::CommandIndices::new(&pre) {
@@ -188,8 +194,8 @@ impl Host {
                     None => Some(None),
                     Some(interface) => component.get_export_index(None, interface).map(Some),
                 };
-                let found = instance
-                    .and_then(|instance| component.get_export(instance.as_ref(), function));
+                let found =
+                    instance.and_then(|instance| component.get_export(instance.as_ref(), function));
                 match found {
                     Some((ComponentItem::ComponentFunc(ty), index)) if is_component_entry(&ty) => {
                         ComponentEntry::Function(index)

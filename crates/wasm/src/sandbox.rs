@@ -115,7 +115,8 @@ fn empty_root() -> Result<(), SandboxError> {
         Ok(()) => umount2(".", MntFlags::MNT_DETACH).step("detach the old root")?,
         // The first root of an initramfs cannot be pivoted away from (pivot_root(2)).
         Err(nix::Error::EINVAL) => {
-            mount(Some("."), "/", NOWHERE, MsFlags::MS_MOVE, NOWHERE).step("move the empty root")?;
+            mount(Some("."), "/", NOWHERE, MsFlags::MS_MOVE, NOWHERE)
+                .step("move the empty root")?;
             chroot(".").step("enter the empty root")?;
         }
         Err(error) => Err(error).step("pivot to the empty root")?,
@@ -170,7 +171,8 @@ fn limit_resources() -> nix::Result<()> {
 fn die_with(parent: Pid) -> Result<(), SandboxError> {
     prctl::set_pdeathsig(Signal::SIGKILL).step("tie this process to its parent")?;
     if getppid() != parent {
-        return Err(io::Error::other("the parent has ended")).step("tie this process to its parent");
+        return Err(io::Error::other("the parent has ended"))
+            .step("tie this process to its parent");
     }
     Ok(())
 }

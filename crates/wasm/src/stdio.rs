@@ -55,10 +55,14 @@ impl Stdin {
     /// Takes a duplicate of file descriptor 0. Must be called in a tokio runtime's context.
     pub(crate) fn new() -> io::Result<Self> {
         let fd = io::stdin().as_fd().try_clone_to_owned()?;
-        let watch = match AsyncFd::with_interest(fd.try_clone()?, Interest::READABLE) {
+        let watched = fd.try_clone()?;
+        // SAFETY: an owned descriptor is open, and the same, until it is dropped.
+        let watch = match unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) } {
             Ok(watch) => Some(watch),
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
-            Err(error) => return Err(error),
+            Err(error) => match io::Error::from(error) {
+                error if error.raw_os_error() == Some(libc::EPERM) => None,
+                error => return Err(error),
+            },
         };
         Ok(Self(Arc::new(Input {
             file: fd.into(),
