@@ -92,6 +92,7 @@ impl Rootfs {
             "tcp-echo.wasm",
             "tool.wasm",
             "tool-component.wasm",
+            "tool-p3.wasm",
         ]
         .into_iter()
         .try_fold(Self::busybox(), Self::guest)

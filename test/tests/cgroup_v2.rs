@@ -1,21 +1,32 @@
 //! The tests of containers run again on a machine whose cgroups are v2 and whose
-//! init is systemd: a user-mode Linux, see test/uml/run.
+//! init is systemd: a user-mode Linux, see test/uml/run. With them run those that
+//! need such a machine, in the module [`inside`].
 //!
-//! Each test here boots one such machine, runs one of this package's test
-//! programs in it and shows what that prints.
+//! Each test here boots a machine, runs a test program in it and shows what that
+//! prints.
 
 use std::{
-    ffi::OsStr,
     io::{self, BufRead, BufReader, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lighter_test::repository;
+use lighter_test::{ensure_root, repository};
 
 /// How long a machine may take from its boot to its halt, in seconds.
 const LIMIT: &str = "900";
+
+#[test]
+fn systemd_and_devices() -> Result<()> {
+    let program = std::env::current_exe()?;
+    run("systemd and devices", &program, &["--ignored", "inside::"])
+}
+
+/// Runs the tests of `test/tests/NAME.rs` whose names have one of `filters` in them.
+fn again(name: &str, filters: &[&str]) -> Result<()> {
+    run(name, &test_program(name)?, filters)
+}
 
 /// The program that cargo builds of `test/tests/NAME.rs`.
 ///
@@ -24,22 +35,12 @@ const LIMIT: &str = "900";
 fn test_program(name: &str) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
     let output = Command::new(cargo)
-        .args([
-            "test",
-            "--release",
-            "--package",
-            "lighter-test",
-            "--test",
-            name,
-        ])
+        .args(["test", "--release", "--package", "lighter-test", "--test", name])
         .args(["--no-run", "--message-format", "json"])
         .stderr(Stdio::inherit())
         .output()
         .context("start cargo")?;
-    ensure!(
-        output.status.success(),
-        "cargo cannot build the test program {name}"
-    );
+    ensure!(output.status.success(), "cargo cannot build the test program {name}");
     for line in output.stdout.split(|&byte| byte == b'\n') {
         let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else {
             continue;
@@ -54,20 +55,22 @@ fn test_program(name: &str) -> Result<PathBuf> {
     bail!("cargo does not say where it put the test program {name}")
 }
 
-/// Runs a test program in a machine of its own; what it prints goes to standard
-/// output line by line, also when the tests' own output is captured, because it
-/// is the only sign of life for minutes.
+/// Runs a test program in a machine of its own. What it prints goes to standard
+/// output line by line, also when the output of tests is captured: it is the
+/// only sign of life for minutes.
 ///
 /// # Errors
 /// The machine does not come up or takes too long; a test in it fails; no test
 /// in it ran.
-fn run_on_cgroup_v2(title: &str, program: impl AsRef<OsStr>, arguments: &[&str]) -> Result<()> {
+fn run(title: &str, program: &Path, arguments: &[&str]) -> Result<()> {
+    ensure_root()?;
     let mut machine = Command::new("setpriv")
         // The machine must not outlive this program, even if that is killed.
         .args(["--pdeathsig", "KILL"])
         .arg(repository().join("test/uml/run"))
         .arg(LIMIT)
         .arg(program)
+        .args(["--color", "never"])
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -79,10 +82,7 @@ fn run_on_cgroup_v2(title: &str, program: impl AsRef<OsStr>, arguments: &[&str])
         let line = line?;
         writeln!(io::stdout(), "cgroup v2, {title}: {line}")?;
         if let Some(result) = line.strip_prefix("test result: ok. ") {
-            passed = result
-                .split(' ')
-                .next()
-                .and_then(|count| count.parse().ok());
+            passed = result.split(' ').next().and_then(|count| count.parse().ok());
         }
     }
     let status = machine.wait()?;
@@ -93,4 +93,277 @@ fn run_on_cgroup_v2(title: &str, program: impl AsRef<OsStr>, arguments: &[&str])
     let passed: usize = passed.context("the machine ran no test program")?;
     ensure!(passed > 0, "no test of {title} ran on cgroup v2");
     Ok(())
+}
+
+/// What only a machine with cgroup v2 and systemd can show.
+mod inside {
+    use std::{fs, path::PathBuf};
+
+    use anyhow::{Context, Result, ensure};
+    use lighter_test::{
+        RUNC, Builder, Container, Containerd, Rootfs, Version, ensure_root, eventually,
+        leaks::{ensure_dead, open_files},
+        metrics,
+        options::RuncOptions,
+    };
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+    use serde_json::json;
+
+    const MEBIBYTE: u64 = 1 << 20;
+
+    #[allow(dead_code)]
+    fn engine() -> Result<std::sync::Arc<Containerd>> {
+        ensure_root()?;
+        ensure!(
+            lighter_test::cgroup::unified(),
+            "this machine has no cgroup v2: the test cgroup_v2 runs this in one that has"
+        );
+        Containerd::shared(Version::V2_1)
+    }
+
+    /// A Linux container and a guest that wait.
+    fn waiting(engine: &Containerd) -> Result<[Builder<'_>; 2]> {
+        Ok([
+            engine.container(&Rootfs::busybox()).runtime(RUNC).args(["/bin/sleep", "1000"]),
+            engine
+                .container(&Rootfs::guests()?)
+                .args(["/tool.wasm", "sleep", "1000"]),
+        ])
+    }
+
+    /// Lets systemd make the container's cgroup: the scope [`unit`] in system.slice.
+    fn by_systemd(builder: Builder<'_>) -> Builder<'_> {
+        let options = RuncOptions {
+            systemd_cgroup: true,
+            ..Default::default()
+        };
+        let path = format!("system.slice:lighter:{}", builder.get_id());
+        builder
+            .options(options.any())
+            .spec(|spec| spec["linux"]["cgroupsPath"] = json!(path))
+    }
+
+    fn unit(id: &str) -> String {
+        format!("lighter-{id}.scope")
+    }
+
+    fn folder(id: &str) -> PathBuf {
+        PathBuf::from("/sys/fs/cgroup/system.slice").join(unit(id))
+    }
+
+    fn file(container: &Container, name: &str) -> Result<String> {
+        let path = folder(container.id()).join(name);
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        Ok(text.trim_end().to_owned())
+    }
+
+    /// A property of the container's scope, as systemd knows it.
+    fn property(id: &str, name: &str) -> Result<String> {
+        let arguments = ["show", "--value", "--property", name, &unit(id)];
+        Ok(lighter_test::run("systemctl", &arguments)?.trim().to_owned())
+    }
+
+    fn ensure_no_scope(id: &str) -> Result<()> {
+        eventually("systemd has removed the scope", || {
+            let unknown = property(id, "LoadState").is_ok_and(|state| state == "not-found");
+            (unknown && !folder(id).exists()).then_some(())
+        })
+    }
+
+    /// How many files the message bus has open; every connection is one.
+    fn bus_files() -> Result<usize> {
+        let pid = lighter_test::run(
+            "systemctl",
+            &["show", "--value", "--property", "MainPID", "dbus.service"],
+        )?;
+        open_files(pid.trim().parse()?)
+    }
+
+    #[test]
+    #[ignore = "needs cgroup v2 and systemd"]
+    fn systemd_sets_limits() -> Result<()> {
+        let engine = engine()?;
+        for builder in waiting(&engine)? {
+            let container = by_systemd(builder)
+                .memory(64 * MEBIBYTE)
+                .spec(|spec| {
+                    let resources = &mut spec["linux"]["resources"];
+                    resources["pids"] = json!({"limit": 50});
+                    resources["cpu"] = json!({"shares": 512, "quota": 50_000, "period": 100_000});
+                })
+                .create()?;
+            container.start()?;
+            let id = container.id();
+            let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", container.pid()))?;
+            assert_eq!(cgroup, format!("0::/system.slice/{}\n", unit(id)));
+            assert_eq!(property(id, "ActiveState")?, "active");
+            assert_eq!(property(id, "Slice")?, "system.slice");
+            // systemd knows them, so that it does not undo them, and the kernel does.
+            assert_eq!(property(id, "MemoryMax")?, (64 * MEBIBYTE).to_string());
+            assert_eq!(property(id, "TasksMax")?, "50");
+            assert_eq!(property(id, "CPUQuotaPerSecUSec")?, "500ms");
+            assert_eq!(file(&container, "memory.max")?, (64 * MEBIBYTE).to_string());
+            assert_eq!(file(&container, "memory.swap.max")?, "0");
+            assert_eq!(file(&container, "pids.max")?, "50");
+            assert_eq!(file(&container, "cpu.max")?, "50000 100000");
+            assert_ne!(file(&container, "cpu.weight")?, "100", "512 is half of the usual");
+            container.kill(Signal::SIGKILL)?;
+            assert_eq!(container.finish()?.status, 137);
+        }
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "needs cgroup v2 and systemd"]
+    fn systemd_cgroups_have_figures() -> Result<()> {
+        let engine = engine()?;
+        for builder in waiting(&engine)? {
+            let container = by_systemd(builder).memory(64 * MEBIBYTE).create()?;
+            container.start()?;
+            let figures = metrics::v2(&container.stats()?)?;
+            let memory = figures.memory.context("figures of memory")?;
+            assert_eq!(memory.usage_limit, 64 * MEBIBYTE);
+            assert!((1..64 * MEBIBYTE).contains(&memory.usage), "{memory:?}");
+            let pids = figures.pids.context("figures of processes")?;
+            assert!(pids.current >= 1, "{pids:?}");
+            let listed = container.pids()?;
+            assert!(listed.contains(&container.pid()), "{listed:?}");
+            container.kill(Signal::SIGKILL)?;
+            assert_eq!(container.finish()?.status, 137);
+        }
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "needs cgroup v2 and systemd"]
+    fn systemd_cgroups_run_out_of_memory() -> Result<()> {
+        let engine = engine()?;
+        let greedy = [
+            engine
+                .container(&Rootfs::busybox()).runtime(RUNC)
+                .args(["/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"]),
+            engine
+                .container(&Rootfs::guests()?)
+                .args(["/tool.wasm", "alloc", "200"]),
+        ];
+        for builder in greedy {
+            let container = by_systemd(builder).memory(48 * MEBIBYTE).create()?;
+            container.start()?;
+            let events = container.wait_for_event("exit")?;
+            let names: Vec<&str> = events.iter().map(|event| event.name()).collect();
+            assert!(names.contains(&"oom"), "{names:?}");
+            let id = container.id().to_owned();
+            assert_eq!(container.finish()?.status, 137);
+            ensure_no_scope(&id)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "needs cgroup v2 and systemd"]
+    fn systemd_has_nothing_left_of_a_container() -> Result<()> {
+        let engine = engine()?;
+        for builder in waiting(&engine)? {
+            let container = by_systemd(builder).create()?;
+            container.start()?;
+            let id = container.id().to_owned();
+            assert!(folder(&id).exists(), "{} while it runs", folder(&id).display());
+            container.kill(Signal::SIGKILL)?;
+            assert_eq!(container.finish()?.status, 137);
+            engine.ensure_gone(&id)?;
+            ensure_no_scope(&id)?;
+        }
+        Ok(())
+    }
+
+    /// The bus allows a user so many connections: a container must not hold one.
+    #[test]
+    #[ignore = "needs cgroup v2 and systemd"]
+    fn systemd_is_not_kept_on_the_line() -> Result<()> {
+        let engine = engine()?;
+        let before = bus_files()?;
+        let mut containers = Vec::new();
+        for builder in waiting(&engine)?.into_iter().chain(waiting(&engine)?) {
+            let container = by_systemd(builder).create()?;
+            container.start()?;
+            containers.push(container);
+        }
+        eventually("connections to the bus are closed", || {
+            (bus_files().ok()? <= before).then_some(())
+        })
+        .with_context(|| format!("{before} before, {:?} now", bus_files()))?;
+        for container in containers {
+            container.kill(Signal::SIGKILL)?;
+            assert_eq!(container.finish()?.status, 137);
+        }
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "needs cgroup v2 and systemd"]
+    fn systemd_has_nothing_left_when_the_shim_is_killed() -> Result<()> {
+        let engine = engine()?;
+        for builder in waiting(&engine)? {
+            let container = by_systemd(builder).create()?;
+            container.start()?;
+            let id = container.id().to_owned();
+            let shims = engine.shims_of(&id);
+            assert!(!shims.is_empty(), "the shim of {id} runs");
+            for shim in shims {
+                kill(Pid::from_raw(shim as i32), Signal::SIGKILL)?;
+            }
+            container.wait_for_event("exit")?;
+            ensure_dead(container.pid())?;
+            ensure_no_scope(&id)?;
+        }
+        Ok(())
+    }
+
+    /// A container may make device nodes, but open only those that its
+    /// specification allows; on v2 a BPF program decides that.
+    #[test]
+    #[ignore = "needs cgroup v2 and systemd"]
+    fn devices_are_kept_from_containers() -> Result<()> {
+        let engine = engine()?;
+        // 1:5 is allowed by the default specification, 1:11 is the kernel's log.
+        let script = "busybox mknod /tmp/zero c 1 5 && head -c 1 /tmp/zero >/dev/null && echo zero
+            busybox mknod /tmp/log c 1 11
+            : </tmp/log && echo reads
+            : >>/tmp/log && echo writes";
+        let container = || {
+            engine
+                .container(&Rootfs::busybox()).runtime(RUNC)
+                .args(["/bin/sh", "-c", script])
+                .spec(|spec| {
+                    let rules = spec["linux"]["resources"]["devices"].as_array_mut();
+                    // Making nodes is harmless and allowed by Docker; so it is not this
+                    // that keeps the log from the container.
+                    rules.into_iter().for_each(|rules| {
+                        rules.push(json!({"allow": true, "type": "c", "access": "m"}));
+                    });
+                })
+        };
+        for builder in [container(), by_systemd(container())] {
+            let output = builder.run()?;
+            assert_eq!(output.text(), "zero\n", "{}", output.errors());
+            let refused = output.errors().matches("not permitted").count();
+            assert_eq!(refused, 2, "{}", output.errors());
+        }
+        // The same with a rule for the log, which shows that it is the rules that decide.
+        let output = container()
+            .spec(|spec| {
+                let rules = spec["linux"]["resources"]["devices"].as_array_mut();
+                rules.into_iter().for_each(|rules| {
+                    rules.push(json!({
+                        "allow": true, "type": "c", "major": 1, "minor": 11, "access": "r",
+                    }));
+                });
+            })
+            .run()?;
+        assert_eq!(output.text(), "zero\nreads\n", "{}", output.errors());
+        Ok(())
+    }
 }

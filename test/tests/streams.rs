@@ -5,7 +5,12 @@ use lighter_test::{Containerd, Input, Rootfs, WASMTIME, each_containerd};
 
 each_containerd!(hundred_megabytes, fed_piece_by_piece, stderr_apart, nothing_to_read, output_before_exit);
 
-const PROGRAMS: [&[&str]; 3] = [&["/tool.wasm", "cat"], &["/tool-component.wasm", "cat"], &["/bin/cat"]];
+const PROGRAMS: [&[&str]; 4] = [
+    &["/tool.wasm", "cat"],
+    &["/tool-component.wasm", "cat"],
+    &["/tool-p3.wasm", "cat"],
+    &["/bin/cat"],
+];
 
 /// Bytes in which nothing repeats that a lost or doubled piece could hide in.
 fn noise(length: usize) -> Vec<u8> {

@@ -1,0 +1,231 @@
+//! The shim without containerd before it: its command line, and calls that
+//! containerd would not let through.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use containerd_shim_protos::{
+    api::{
+        CheckpointTaskRequest, CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteRequest,
+        ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, ResizePtyRequest,
+        ResumeRequest, StartRequest, StateRequest, StatsRequest, UpdateTaskRequest, WaitRequest,
+    },
+    ttrpc::Code,
+};
+use lighter_test::{
+    Containerd, Rootfs, Version,
+    shim::{Shim, deadline, delete, program, refusal},
+    spec::default_spec,
+};
+use serde_json::{Value, json};
+
+/// The containerd whose runc shim speaks the same version of the task service.
+fn engine() -> Result<std::sync::Arc<Containerd>> {
+    lighter_test::ensure_root()?;
+    Containerd::shared(Version::V2_1)
+}
+
+/// A bundle with busybox and the guests, and a specification of its own making.
+fn bundle(engine: &Containerd, id: &str, args: &[&str]) -> Result<tempfile::TempDir> {
+    let folder = tempfile::Builder::new().prefix("bundle-").tempdir_in(engine.folder())?;
+    fs::create_dir(folder.path().join("rootfs"))?;
+    Rootfs::guests()?.write(&folder.path().join("rootfs"))?;
+    let mut spec = default_spec(&format!("/{}/{id}", engine.namespace()));
+    spec["process"]["args"] = json!(args);
+    write(folder.path(), &spec)?;
+    Ok(folder)
+}
+
+fn write(bundle: &Path, spec: &Value) -> Result<()> {
+    Ok(fs::write(bundle.join("config.json"), serde_json::to_vec(spec)?)?)
+}
+
+macro_rules! request {
+    ($message:ident { $($field:ident: $value:expr),* }) => {{
+        #[allow(unused_mut)]
+        let mut request = $message::new();
+        $(request.$field = $value;)*
+        request
+    }};
+}
+
+/// Ids that no task has, and ids that one has already.
+#[test]
+fn unknown_and_doubled_ids() -> Result<()> {
+    let engine = engine()?;
+    let mut answers = Vec::new();
+    for runtime in ["runc", "wasmtime"] {
+        let id = engine.new_id("direct");
+        let bundle = bundle(&engine, &id, &["/bin/sleep", "1000"])?;
+        let shim = Shim::start(&engine, runtime, &id, bundle.path())?;
+        let created = shim.create()?;
+        ensure!(created.pid > 0, "{created:?}");
+        let tasks = shim.tasks();
+        let other = || "other".to_owned();
+        answers.push(vec![
+            ("create again", refusal(shim.create())?.0),
+            ("state", refusal(tasks.state(deadline(), &request!(StateRequest { id: other() })))?.0),
+            ("start", refusal(tasks.start(deadline(), &request!(StartRequest { id: other() })))?.0),
+            ("kill", refusal(tasks.kill(deadline(), &request!(KillRequest { id: other(), signal: 9 })))?.0),
+            ("wait", refusal(tasks.wait(deadline(), &request!(WaitRequest { id: other() })))?.0),
+            ("delete", refusal(tasks.delete(deadline(), &request!(DeleteRequest { id: other() })))?.0),
+            ("pids", refusal(tasks.pids(deadline(), &request!(PidsRequest { id: other() })))?.0),
+            ("stats", refusal(tasks.stats(deadline(), &request!(StatsRequest { id: other() })))?.0),
+            (
+                "state of an exec process",
+                refusal(tasks.state(deadline(), &request!(StateRequest { id: id.clone(), exec_id: other() })))?.0,
+            ),
+            (
+                "start of an exec process",
+                refusal(tasks.start(deadline(), &request!(StartRequest { id: id.clone(), exec_id: other() })))?.0,
+            ),
+            (
+                "delete of a running task",
+                {
+                    tasks.start(deadline(), &request!(StartRequest { id: id.clone() }))?;
+                    refusal(tasks.delete(deadline(), &request!(DeleteRequest { id: id.clone() })))?.0
+                },
+            ),
+        ]);
+        let connected = tasks.connect(deadline(), &request!(ConnectRequest { id: id.clone() }))?;
+        ensure!(connected.task_pid == created.pid, "{connected:?}");
+        ensure!(engine.shims_of(&id).contains(&connected.shim_pid), "{connected:?}");
+        tasks.kill(deadline(), &request!(KillRequest { id: id.clone(), signal: 9 }))?;
+        let exit = tasks.wait(deadline(), &request!(WaitRequest { id: id.clone() }))?;
+        ensure!(exit.exit_status == 137, "{exit:?}");
+        let deleted = tasks.delete(deadline(), &request!(DeleteRequest { id: id.clone() }))?;
+        ensure!((deleted.exit_status, deleted.pid) == (137, created.pid), "{deleted:?}");
+        drop(shim);
+        engine.ensure_gone(&id)?;
+    }
+    assert_eq!(answers[1], answers[0]);
+    Ok(())
+}
+
+/// The calls that come later say so, by name.
+#[test]
+fn calls_that_are_not_there() -> Result<()> {
+    let engine = engine()?;
+    let id = engine.new_id("direct");
+    let bundle = bundle(&engine, &id, &["/tool.wasm", "sleep", "1000"])?;
+    let shim = Shim::start(&engine, "wasmtime", &id, bundle.path())?;
+    shim.create()?;
+    let tasks = shim.tasks();
+    let answers = [
+        ("Exec", refusal(tasks.exec(deadline(), &request!(ExecProcessRequest { id: id.clone() })))?),
+        ("Pause", refusal(tasks.pause(deadline(), &request!(PauseRequest { id: id.clone() })))?),
+        ("Resume", refusal(tasks.resume(deadline(), &request!(ResumeRequest { id: id.clone() })))?),
+        ("Checkpoint", refusal(tasks.checkpoint(deadline(), &request!(CheckpointTaskRequest { id: id.clone() })))?),
+        ("Update", refusal(tasks.update(deadline(), &request!(UpdateTaskRequest { id: id.clone() })))?),
+        ("ResizePty", refusal(tasks.resize_pty(deadline(), &request!(ResizePtyRequest { id: id.clone() })))?),
+        ("CloseIO", refusal(tasks.close_io(deadline(), &request!(CloseIORequest { id: id.clone() })))?),
+    ];
+    for (name, (code, message)) in answers {
+        assert_eq!(code, Code::UNIMPLEMENTED, "{name}: {message}");
+        assert!(message.to_lowercase().contains(&name.to_lowercase()), "{name}: {message}");
+    }
+    Ok(())
+}
+
+/// What is wrong with a bundle is said by `start` or by Create, and `delete`
+/// then leaves nothing.
+#[test]
+fn bundles_that_are_wrong() -> Result<()> {
+    let engine = engine()?;
+    type Change = fn(&Path) -> Result<()>;
+    fn edit(bundle: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let mut spec: Value = serde_json::from_slice(&fs::read(bundle.join("config.json"))?)?;
+        change(&mut spec);
+        write(bundle, &spec)
+    }
+    let cases: [(&str, &str, Change); 8] = [
+        ("no config.json", "config.json", |bundle| Ok(fs::remove_file(bundle.join("config.json"))?)),
+        ("not JSON", "config.json", |bundle| Ok(fs::write(bundle.join("config.json"), "{\"process\":")?)),
+        ("an empty config.json", "config.json", |bundle| Ok(fs::write(bundle.join("config.json"), "")?)),
+        ("no process", "process", |bundle| edit(bundle, |spec| spec["process"] = Value::Null)),
+        ("no args", "args", |bundle| edit(bundle, |spec| spec["process"]["args"] = Value::Null)),
+        ("empty args", "args", |bundle| edit(bundle, |spec| spec["process"]["args"] = json!([]))),
+        ("no root", "root", |bundle| edit(bundle, |spec| spec["root"] = Value::Null)),
+        ("no rootfs", "rootfs", |bundle| Ok(fs::remove_dir_all(bundle.join("rootfs"))?)),
+    ];
+    for (case, named, change) in cases {
+        let id = engine.new_id("direct");
+        let bundle = bundle(&engine, &id, &["/hello.wasm"])?;
+        change(bundle.path())?;
+        let text = match Shim::start(&engine, "wasmtime", &id, bundle.path()) {
+            Err(error) => format!("{error:#}"),
+            Ok(shim) => refusal(shim.create()).context(case)?.1,
+        };
+        assert!(text.contains(named), "{case}: {text}");
+        let program = program(&engine, "wasmtime")?;
+        let deleted = delete(&engine, &program, &id, bundle.path())?;
+        assert!(deleted.status.success(), "{case}: {}", String::from_utf8_lossy(&deleted.stderr));
+        engine.ensure_gone(&id).context(case)?;
+    }
+    Ok(())
+}
+
+/// `delete` for a bundle whose daemon never was answers with an exit, as
+/// containerd expects after losing a shim.
+#[test]
+fn delete_without_a_daemon() -> Result<()> {
+    let engine = engine()?;
+    for runtime in ["runc", "wasmtime"] {
+        let id = engine.new_id("direct");
+        let bundle = bundle(&engine, &id, &["/hello.wasm"])?;
+        let output = delete(&engine, &program(&engine, runtime)?, &id, bundle.path())?;
+        assert!(output.status.success(), "{runtime}: {}", String::from_utf8_lossy(&output.stderr));
+        let answer: containerd_shim_protos::api::DeleteResponse =
+            containerd_shim_protos::protobuf::Message::parse_from_bytes(&output.stdout)?;
+        assert_eq!(answer.exit_status, 137, "{runtime}");
+        assert!(answer.exited_at.is_some(), "{runtime}");
+    }
+    Ok(())
+}
+
+#[test]
+fn version_and_info() -> Result<()> {
+    let engine = engine()?;
+    let program = program(&engine, "wasmtime")?;
+    let version = Command::new(&program).arg("-v").output()?;
+    assert!(version.status.success());
+    let text = String::from_utf8(version.stdout)?;
+    assert!(text.contains("containerd-shim-wasmtime-v1"), "{text}");
+    assert!(text.contains(env!("CARGO_PKG_VERSION")), "{text}");
+
+    let info = Command::new(&program).arg("-info").stdin(std::process::Stdio::null()).output()?;
+    assert!(info.status.success(), "{}", String::from_utf8_lossy(&info.stderr));
+    let info: containerd_shim_protos::types::introspection::RuntimeInfo =
+        containerd_shim_protos::protobuf::Message::parse_from_bytes(&info.stdout)?;
+    assert_eq!(info.name, lighter_test::WASMTIME);
+    assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
+
+    let unknown = Command::new(&program).args(["-namespace", "n", "-id", "i", "nonsense"]).output()?;
+    assert!(!unknown.status.success());
+    Ok(())
+}
+
+/// A daemon ends by itself when it is asked to and has no task.
+#[test]
+fn shutdown() -> Result<()> {
+    let engine = engine()?;
+    let id = engine.new_id("direct");
+    let bundle = bundle(&engine, &id, &["/tool.wasm", "exit", "3"])?;
+    let shim = Shim::start(&engine, "wasmtime", &id, bundle.path())?;
+    let mut create = CreateTaskRequest::new();
+    create.id = id.clone();
+    create.bundle = bundle.path().display().to_string();
+    let tasks = shim.tasks();
+    tasks.create(deadline(), &create)?;
+    tasks.start(deadline(), &request!(StartRequest { id: id.clone() }))?;
+    let exit = tasks.wait(deadline(), &request!(WaitRequest { id: id.clone() }))?;
+    assert_eq!(exit.exit_status, 3);
+    // With a task it stays, as the runc shim does.
+    let mut request = containerd_shim_protos::api::ShutdownRequest::new();
+    request.id = id.clone();
+    tasks.shutdown(deadline(), &request)?;
+    tasks.state(deadline(), &request!(StateRequest { id: id.clone() }))?;
+    tasks.delete(deadline(), &request!(DeleteRequest { id: id.clone() }))?;
+    let _ = tasks.shutdown(deadline(), &request);
+    lighter_test::eventually("the daemon ends", || engine.shims_of(&id).is_empty().then_some(()))
+}

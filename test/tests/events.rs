@@ -1,0 +1,150 @@
+//! The events of a task: which, in what order, with what in them. The same
+//! checks run for containerd's own runtime, which says what is right.
+
+use anyhow::{Context, Result, ensure};
+use lighter_test::{Containerd, RUNC, Rootfs, WASMTIME, each_containerd, events::Event};
+use nix::sys::signal::Signal;
+
+each_containerd!(of_a_life, of_a_killed_task, of_a_task_that_never_started, of_many_at_once);
+
+/// What runs: under runc, and what must look the same.
+const LIVES: [(&str, [&str; 3]); 4] = [
+    (RUNC, ["/bin/sh", "-c", "exit 7"]),
+    (WASMTIME, ["/bin/sh", "-c", "exit 7"]),
+    (WASMTIME, ["/tool.wasm", "exit", "7"]),
+    (WASMTIME, ["/reactor.wasm#quit", "-", "-"]),
+];
+
+fn names(events: &[Event]) -> Vec<&str> {
+    events.iter().map(Event::name).collect()
+}
+
+fn of_a_life(engine: &Containerd) -> Result<()> {
+    for (runtime, args) in LIVES {
+        let mut container = engine
+            .container(&Rootfs::guests()?)
+            .runtime(runtime)
+            .args(args)
+            .create()?;
+        let (id, pid, bundle) = (container.id().to_owned(), container.pid(), container.bundle());
+        container.wait_for_event("create")?;
+        container.start()?;
+        let exit = container.wait()?;
+        container.wait_for_event("exit")?;
+        let deleted = container.delete()?;
+        container.wait_for_event("delete")?;
+        let events = container.events();
+        assert_eq!(names(&events), ["create", "start", "exit", "delete"], "{args:?}");
+        ensure!((exit.status, deleted.status) == (7, 7));
+        ensure!(deleted.at == exit.at, "{deleted:?} {exit:?}");
+        for event in &events {
+            match event {
+                Event::Create(create) => {
+                    ensure!(create.container_id == id && create.pid == pid, "{create:?}");
+                    ensure!(create.bundle == bundle.display().to_string(), "{create:?}");
+                    ensure!(create.checkpoint.is_empty(), "{create:?}");
+                    ensure!(create.rootfs.len() == 1, "{create:?}");
+                    let io = create.io.as_ref().context("streams in the create event")?;
+                    ensure!(io.stdin.is_empty() && !io.terminal, "{io:?}");
+                    ensure!(io.stdout.ends_with("/stdout") && io.stderr.ends_with("/stderr"), "{io:?}");
+                }
+                Event::Start(start) => {
+                    ensure!(start.container_id == id && start.pid == pid, "{start:?}");
+                }
+                Event::Exit(told) => {
+                    ensure!(told.container_id == id && told.id == id, "{told:?}");
+                    ensure!(told.pid == pid && told.exit_status == 7, "{told:?}");
+                    ensure!(told.exited_at == exit.at && exit.at.is_some(), "{told:?} {exit:?}");
+                }
+                Event::Delete(told) => {
+                    ensure!(told.container_id == id && told.pid == pid, "{told:?}");
+                    ensure!(told.id.is_empty() && told.exit_status == 7, "{told:?}");
+                    ensure!(told.exited_at == exit.at, "{told:?} {exit:?}");
+                }
+                other => anyhow::bail!("{other:?}"),
+            }
+        }
+        // The time of exit lies between the two calls around it.
+        let times = engine.recorder().with_times(&id);
+        let published = |name: &str| {
+            let found = times.iter().find(|(event, _)| event.name() == name);
+            found.and_then(|(_, time)| time.as_ref()).map(|time| (time.seconds, time.nanos))
+        };
+        let at = exit.at.map(|time| (time.seconds, time.nanos));
+        ensure!(published("create") < at && at <= published("exit"), "{times:?} {at:?}");
+        container.remove()?;
+    }
+    Ok(())
+}
+
+fn of_a_killed_task(engine: &Containerd) -> Result<()> {
+    for (runtime, args) in [(RUNC, ["/bin/sleep", "1000"]), (WASMTIME, ["/bin/sleep", "1000"]), (WASMTIME, ["/tool.wasm", "loop"])] {
+        let container = engine
+            .container(&Rootfs::guests()?)
+            .runtime(runtime)
+            .args(args)
+            .create()?;
+        container.start()?;
+        container.kill(Signal::SIGKILL)?;
+        let id = container.id().to_owned();
+        container.finish()?;
+        engine.recorder().wait_for(&id, "delete")?;
+        let events = engine.recorder().of(&id);
+        assert_eq!(names(&events), ["create", "start", "exit", "delete"], "{args:?}");
+        let Event::Exit(exit) = &events[2] else { unreachable!("the names say so") };
+        assert_eq!(exit.exit_status, 137, "{args:?}");
+    }
+    Ok(())
+}
+
+/// Deleting a task that was only created tells the same as under runc.
+fn of_a_task_that_never_started(engine: &Containerd) -> Result<()> {
+    let mut told = Vec::new();
+    for (runtime, args) in [(RUNC, ["/bin/true", "-"]), (WASMTIME, ["/bin/true", "-"]), (WASMTIME, ["/tool.wasm", "loop"])] {
+        let mut container = engine
+            .container(&Rootfs::guests()?)
+            .runtime(runtime)
+            .args(args)
+            .create()?;
+        let id = container.id().to_owned();
+        let deleted = container.delete();
+        let status = match &deleted {
+            Ok(exit) => format!("exit status {}", exit.status),
+            Err(error) => format!("{:?}", lighter_test::code(error)),
+        };
+        if deleted.is_ok() {
+            engine.recorder().wait_for(&id, "delete")?;
+            container.remove()?;
+            engine.ensure_gone(&id)?;
+        }
+        let events = engine.recorder().of(&id);
+        told.push((status, names(&events).join(" ")));
+    }
+    assert!(told.windows(2).all(|pair| pair[0] == pair[1]), "{told:?}");
+    Ok(())
+}
+
+fn of_many_at_once(engine: &Containerd) -> Result<()> {
+    let rootfs = Rootfs::guests()?;
+    std::thread::scope(|scope| {
+        let lives: Vec<_> = (0..8_u32)
+            .map(|number| {
+                let rootfs = &rootfs;
+                scope.spawn(move || -> Result<()> {
+                    let container = engine
+                        .container(rootfs)
+                        .args(["/tool.wasm", "exit", &number.to_string()])
+                        .create()?;
+                    let id = container.id().to_owned();
+                    container.start()?;
+                    assert_eq!(container.finish()?.status, number);
+                    engine.recorder().wait_for(&id, "delete")?;
+                    let events = engine.recorder().of(&id);
+                    assert_eq!(names(&events), ["create", "start", "exit", "delete"]);
+                    Ok(())
+                })
+            })
+            .collect();
+        lives.into_iter().try_for_each(|life| life.join().expect("no life panics"))
+    })
+}

@@ -1,0 +1,457 @@
+//! What a Linux container is made of. A container under our runtime is put
+//! beside one of the same specification under runc: what a process sees of
+//! itself in the two must be the same. The guest tells through /proc, too.
+
+use anyhow::Result;
+use lighter_test::{
+    Builder, Containerd, RUNC, Rootfs, WASMTIME, each_containerd,
+    spec::mount,
+};
+use serde_json::{Value, json};
+
+each_containerd!(
+    mounts, mounts_of_a_guest, capabilities, no_new_privileges, seccomp, rlimits, masked_and_readonly_paths,
+    sysctl, mount_options, propagation, user_and_groups, namespaces, devices, hostname, environment_and_cwd,
+    resources, oom_score, umask,
+);
+
+fn rootfs() -> Result<Rootfs> {
+    Ok(Rootfs::guests()?.folder("/data", 0o755))
+}
+
+/// Runs a shell script in a container of the same specification under both
+/// runtimes; gives what it printed, which must be the same, and its status.
+fn same(
+    engine: &Containerd,
+    script: &str,
+    change: impl for<'a> Fn(Builder<'a>) -> Builder<'a>,
+) -> Result<String> {
+    let mut outputs = Vec::new();
+    for runtime in [RUNC, WASMTIME] {
+        let builder = engine
+            .container(&rootfs()?)
+            .runtime(runtime)
+            .args(["/bin/sh", "-c", script]);
+        let output = change(builder).run()?;
+        outputs.push((output.status, output.text(), output.errors()));
+    }
+    assert_eq!(outputs[1], outputs[0], "ours, runc's");
+    let (status, text, errors) = outputs.remove(1);
+    assert_eq!(status, 0, "{text}{errors}");
+    Ok(text)
+}
+
+/// What a guest reads of a file in /proc.
+fn guest_reads(
+    engine: &Containerd,
+    path: &str,
+    change: impl for<'a> Fn(Builder<'a>) -> Builder<'a>,
+) -> Result<String> {
+    change(engine.container(&rootfs()?).args(["/tool.wasm", "read", path]))
+        .run()?
+        .success()
+}
+
+/// Mounts without what differs from one container to the next.
+fn normal(mountinfo: &str) -> Vec<String> {
+    mountinfo
+        .lines()
+        .map(|line| {
+            let (left, right) = line.split_once(" - ").unwrap_or((line, ""));
+            let fields: Vec<&str> = left.split(' ').collect();
+            let kind = right.split(' ').next().unwrap_or_default();
+            // Root inside of the file system, mount point, options, propagation.
+            let root = if kind == "cgroup" { "/" } else { fields[3] };
+            let options = if kind == "overlay" { "" } else { right.rsplit(' ').next().unwrap_or_default() };
+            format!("{root} {} {} {kind} {options}", fields[4], fields[5])
+        })
+        .collect()
+}
+
+const MOUNTINFO: &str = "/proc/self/mountinfo";
+
+fn mounts(engine: &Containerd) -> Result<()> {
+    let read = |runtime| -> Result<Vec<String>> {
+        let output = engine
+            .container(&rootfs()?)
+            .runtime(runtime)
+            .args(["/bin/cat", MOUNTINFO])
+            .run()?
+            .success()?;
+        Ok(normal(&output))
+    };
+    assert_eq!(read(WASMTIME)?, read(RUNC)?);
+    Ok(())
+}
+
+fn mounts_of_a_guest(engine: &Containerd) -> Result<()> {
+    let linux = engine
+        .container(&rootfs()?)
+        .runtime(RUNC)
+        .args(["/bin/cat", MOUNTINFO])
+        .run()?
+        .success()?;
+    let guest = guest_reads(engine, MOUNTINFO, |b| b)?;
+    assert_eq!(normal(&guest), normal(&linux));
+    Ok(())
+}
+
+fn lines<'a>(status: &'a str, names: &[&str]) -> Vec<&'a str> {
+    status
+        .lines()
+        .filter(|line| names.iter().any(|name| line.starts_with(&format!("{name}:"))))
+        .collect()
+}
+
+fn capabilities(engine: &Containerd) -> Result<()> {
+    const NAMES: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
+    let sets = ["CAP_NET_BIND_SERVICE", "CAP_KILL", "CAP_CHOWN"];
+    for names in [&sets[..], &sets[..1], &[]] {
+        fn limited<'a>(builder: Builder<'a>, names: &[&str]) -> Builder<'a> {
+            let names = json!(names);
+            builder.spec(|spec| {
+                spec["process"]["capabilities"] =
+                    json!({"bounding": names, "effective": names, "permitted": names});
+            })
+        }
+        let linux = same(engine, "grep Cap /proc/self/status", |b| limited(b, names))?;
+        let guest = guest_reads(engine, "/proc/self/status", |b| limited(b, names))?;
+        assert_eq!(lines(&guest, &NAMES), lines(&linux, &NAMES), "{names:?}");
+    }
+    // Of the ones that are given, a user other than root has none in effect.
+    let linux = same(engine, "grep Cap /proc/self/status", |b| b.user(1000, 1000))?;
+    let guest = guest_reads(engine, "/proc/self/status", |b| b.user(1000, 1000))?;
+    assert_eq!(lines(&guest, &NAMES), lines(&linux, &NAMES));
+    assert!(guest.contains("CapEff:\t0000000000000000"), "{guest}");
+    Ok(())
+}
+
+fn no_new_privileges(engine: &Containerd) -> Result<()> {
+    for wanted in [true, false] {
+        fn choose(builder: Builder<'_>, wanted: bool) -> Builder<'_> {
+            builder.spec(|spec| spec["process"]["noNewPrivileges"] = json!(wanted))
+        }
+        let expected = format!("NoNewPrivs:\t{}", u8::from(wanted));
+        let linux = same(engine, "grep NoNewPrivs /proc/self/status", |b| choose(b, wanted))?;
+        assert_eq!(linux.trim(), expected);
+        let guest = guest_reads(engine, "/proc/self/status", |b| choose(b, wanted))?;
+        assert_eq!(lines(&guest, &["NoNewPrivs"]), [expected]);
+    }
+    Ok(())
+}
+
+fn seccomp(engine: &Containerd) -> Result<()> {
+    fn filtered(builder: Builder<'_>) -> Builder<'_> {
+        builder.spec(|spec| {
+            spec["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "architectures": ["SCMP_ARCH_X86_64"],
+                "syscalls": [
+                    {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
+                ],
+            });
+        })
+    }
+    let linux = same(engine, "mkdir /data/new && echo made; grep Seccomp: /proc/self/status", filtered)?;
+    assert_eq!(linux, "Seccomp:\t2\n");
+    let guest = engine.container(&rootfs()?).args(["/tool.wasm", "mkdir", "/data/new"]);
+    let output = filtered(guest).run()?;
+    assert_eq!(output.status, 1, "the filter is in effect for a guest");
+    let status = guest_reads(engine, "/proc/self/status", filtered)?;
+    assert_eq!(lines(&status, &["Seccomp"]), ["Seccomp:\t2"]);
+    // The same without the filter.
+    let unfiltered = engine.container(&rootfs()?).args(["/tool.wasm", "mkdir", "/data/new"]).run()?;
+    unfiltered.success()?;
+    Ok(())
+}
+
+fn rlimits(engine: &Containerd) -> Result<()> {
+    fn limited(builder: Builder<'_>) -> Builder<'_> {
+        builder.spec(|spec| {
+            spec["process"]["rlimits"] = json!([
+                {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200},
+                {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+                {"type": "RLIMIT_FSIZE", "soft": 1_000_000, "hard": 2_000_000},
+            ]);
+        })
+    }
+    let names = ["Max open files", "Max core file size", "Max file size"];
+    let pick = |text: &str| -> Vec<String> {
+        text.lines()
+            .filter(|line| names.iter().any(|name| line.starts_with(name)))
+            .map(str::to_owned)
+            .collect()
+    };
+    let linux = same(engine, "cat /proc/self/limits", limited)?;
+    let guest = guest_reads(engine, "/proc/self/limits", limited)?;
+    assert_eq!(pick(&guest), pick(&linux));
+    assert!(pick(&guest).iter().any(|l| l.contains("100") && l.contains("200")), "{guest}");
+    Ok(())
+}
+
+fn masked_and_readonly_paths(engine: &Containerd) -> Result<()> {
+    fn hidden(builder: Builder<'_>) -> Builder<'_> {
+        builder.spec(|spec| {
+            spec["linux"]["maskedPaths"] = json!(["/proc/version", "/etc/passwd", "/root", "/missing"]);
+            spec["linux"]["readonlyPaths"] = json!(["/proc/sys", "/data", "/also/missing"]);
+        })
+    }
+    let script = "wc -c < /etc/passwd; wc -c < /proc/version; ls -A /root; touch /root/x; touch /data/x; \
+                  echo 1 > /proc/sys/kernel/sysrq; touch /tmp/x && echo writable";
+    let text = same(engine, &format!("({script}) 2>/dev/null"), hidden)?;
+    assert_eq!(text, "0\n0\nwritable\n");
+    assert_eq!(guest_reads(engine, "/etc/passwd", hidden)?, "");
+    let guest = engine.container(&rootfs()?).args(["/tool.wasm", "write", "/data/x", "y"]);
+    assert_eq!(hidden(guest).run()?.status, 1);
+    Ok(())
+}
+
+fn sysctl(engine: &Containerd) -> Result<()> {
+    fn set(builder: Builder<'_>) -> Builder<'_> {
+        builder.spec(|spec| {
+            spec["linux"]["sysctl"] =
+                json!({"net.ipv4.ip_forward": "1", "kernel.msgmax": "9000", "net.ipv4.ping_group_range": "0 10"});
+        })
+    }
+    let files = ["net/ipv4/ip_forward", "kernel/msgmax", "net/ipv4/ping_group_range"];
+    let script: Vec<String> = files.iter().map(|file| format!("cat /proc/sys/{file}")).collect();
+    let text = same(engine, &script.join("; "), set)?;
+    assert!(text.starts_with("1\n9000\n0\t10"), "{text}");
+    assert_eq!(guest_reads(engine, "/proc/sys/kernel/msgmax", set)?, "9000\n");
+    Ok(())
+}
+
+/// Every option of a mount that Docker and CRI give.
+fn mount_options(engine: &Containerd) -> Result<()> {
+    let folder = tempfile::tempdir_in("/tmp")?;
+    std::fs::create_dir(folder.path().join("inner"))?;
+    let source = folder.path().display().to_string();
+    let mounts = vec![
+        mount("tmpfs", "/data/a", "tmpfs", &["nosuid", "nodev", "noexec", "size=128k", "mode=700"]),
+        mount("tmpfs", "/data/b", "tmpfs", &["ro", "relatime", "nr_inodes=10"]),
+        mount(&source, "/data/c", "bind", &["rbind", "rw", "rprivate"]),
+        mount(&source, "/data/d", "bind", &["rbind", "ro", "nosuid", "nodev", "noexec"]),
+        mount(&source, "/data/e", "bind", &["bind", "noatime"]),
+        mount(&source, "/data/f", "", &["bind", "ro"]),
+        mount("cgroup", "/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+    ];
+    fn with<'a>(mut builder: Builder<'a>, mounts: &[Value]) -> Builder<'a> {
+        for mount in mounts {
+            builder = builder.mount(mount.clone());
+        }
+        builder
+    }
+    let read = |runtime| -> Result<Vec<String>> {
+        let builder = engine
+            .container(&rootfs()?)
+            .runtime(runtime)
+            .args(["/bin/cat", MOUNTINFO]);
+        Ok(normal(&with(builder, &mounts).run()?.success()?))
+    };
+    assert_eq!(read(WASMTIME)?, read(RUNC)?);
+    Ok(())
+}
+
+/// A mount that appears on the machine later shows in a slave and not in a
+/// private bind mount.
+fn propagation(engine: &Containerd) -> Result<()> {
+    use nix::mount::{MntFlags, MsFlags, mount as do_mount, umount2};
+    const NONE: Option<&str> = None;
+    let folder = tempfile::tempdir_in(engine.folder())?;
+    let shared = folder.path().join("shared");
+    std::fs::create_dir_all(&shared)?;
+    do_mount(Some(&shared), &shared, NONE, MsFlags::MS_BIND, NONE)?;
+    do_mount(NONE, &shared, NONE, MsFlags::MS_SHARED, NONE)?;
+    std::fs::create_dir(shared.join("later"))?;
+    let outcome = (|| -> Result<()> {
+        for runtime in [RUNC, WASMTIME] {
+            for (option, expected) in [("rslave", "yes"), ("rprivate", "no")] {
+                let container = engine
+                    .container(&rootfs()?)
+                    .runtime(runtime)
+                    .args(["/bin/sh", "-c", "echo ready; read word; if test -e /data/later/file; then echo yes; else echo no; fi"])
+                    .stdin(lighter_test::Input::Fed)
+                    .bind(&shared, "/data", &["rw", option])
+                    .create()?;
+                container.start()?;
+                container.wait_for_output("ready")?;
+                do_mount(Some("tmpfs"), &shared.join("later"), Some("tmpfs"), MsFlags::empty(), NONE)?;
+                std::fs::write(shared.join("later/file"), "")?;
+                container.feed(b"go\n");
+                let output = container.finish();
+                umount2(&shared.join("later"), MntFlags::MNT_DETACH)?;
+                assert_eq!(output?.text(), format!("ready\n{expected}\n"), "{runtime} {option}");
+            }
+        }
+        Ok(())
+    })();
+    umount2(&shared, MntFlags::MNT_DETACH)?;
+    outcome
+}
+
+fn user_and_groups(engine: &Containerd) -> Result<()> {
+    fn as_user(builder: Builder<'_>) -> Builder<'_> {
+        builder.spec(|spec| {
+            spec["process"]["user"] = json!({"uid": 1000, "gid": 2000, "additionalGids": [3000, 4000]});
+        })
+    }
+    let linux = same(engine, "id -u; id -g; id -G; grep -E '^(Uid|Gid|Groups):' /proc/self/status", as_user)?;
+    assert!(linux.starts_with("1000\n2000\n2000 3000 4000\n"), "{linux}");
+    let guest = guest_reads(engine, "/proc/self/status", as_user)?;
+    let names = ["Uid", "Gid", "Groups"];
+    assert_eq!(lines(&guest, &names), lines(&linux, &names));
+    Ok(())
+}
+
+fn namespaces(engine: &Containerd) -> Result<()> {
+    const KINDS: [&str; 5] = ["pid", "ipc", "uts", "mnt", "net"];
+    let of = |pid: &str| -> Result<Vec<String>> {
+        KINDS
+            .iter()
+            .map(|kind| Ok(std::fs::read_link(format!("/proc/{pid}/ns/{kind}"))?.display().to_string()))
+            .collect()
+    };
+    let host = of("self")?;
+    for args in [["/tool.wasm", "sleep", "1000"], ["/bin/sh", "-c", "sleep 1000"]] {
+        let container = engine.container(&rootfs()?).args(args).create()?;
+        container.start()?;
+        let inside = of(&container.pid().to_string())?;
+        for (kind, (inside, host)) in KINDS.iter().zip(inside.iter().zip(&host)) {
+            assert_ne!(inside, host, "{args:?}: {kind} namespace");
+        }
+        // Another that joins some of these by their paths.
+        let second = engine
+            .container(&rootfs()?)
+            .args(["/bin/sh", "-c", "readlink /proc/self/ns/ipc /proc/self/ns/net /proc/self/ns/uts"])
+            .spec(|spec| {
+                let path = |kind: &str| format!("/proc/{}/ns/{kind}", container.pid());
+                spec["linux"]["namespaces"] = json!([
+                    {"type": "pid"}, {"type": "mount"},
+                    {"type": "ipc", "path": path("ipc")},
+                    {"type": "uts", "path": path("uts")},
+                    {"type": "network", "path": path("net")},
+                ]);
+                spec["hostname"] = Value::Null;
+            })
+            .run()?
+            .success()?;
+        assert_eq!(second, format!("{}\n{}\n{}\n", inside[1], inside[4], inside[2]), "{args:?}");
+        container.kill(nix::sys::signal::Signal::SIGKILL)?;
+        container.finish()?;
+    }
+    // Without namespaces the container shares the machine's.
+    let shared = engine
+        .container(&rootfs()?)
+        .args(["/bin/sh", "-c", "readlink /proc/self/ns/net /proc/self/ns/ipc"])
+        .spec(|spec| {
+            spec["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "mount"}, {"type": "uts"}]);
+            spec["mounts"] = json!([mount("proc", "/proc", "proc", &[])]);
+        })
+        .run()?
+        .success()?;
+    assert_eq!(shared, format!("{}\n{}\n", host[4], host[1]));
+    Ok(())
+}
+
+fn devices(engine: &Containerd) -> Result<()> {
+    fn with(builder: Builder<'_>) -> Builder<'_> {
+        builder.spec(|spec| {
+            spec["linux"]["devices"] = json!([
+                {"path": "/dev/own", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 5, "gid": 6},
+            ]);
+        })
+    }
+    let text = same(
+        engine,
+        "cd /dev; stat -c '%n %F %a %u %g %t %T' null zero full random urandom tty own ptmx; \
+         readlink fd stdin stdout stderr ptmx; head -c 3 /dev/own | wc -c; ls",
+        with,
+    )?;
+    assert!(text.contains("own character special file 640 5 6 1 5"), "{text}");
+    Ok(())
+}
+
+fn hostname(engine: &Containerd) -> Result<()> {
+    let text = same(engine, "hostname", |b| b.spec(|spec| spec["hostname"] = json!("ship")))?;
+    assert_eq!(text, "ship\n");
+    Ok(())
+}
+
+/// The environment as it arrives, and a cwd that is made when it is missing.
+fn environment_and_cwd(engine: &Containerd) -> Result<()> {
+    let text = same(engine, "env | grep -v '^SHLVL='; pwd", |b| b.env("A", "b c").env("EMPTY", ""))?;
+    assert!(text.contains("A=b c\n") && text.contains("HOME=/root\n"), "{text}");
+    let text = same(engine, "pwd; ls -ld /new/deep", |b| b.cwd("/new/deep"))?;
+    assert!(text.starts_with("/new/deep\n"), "{text}");
+    same(engine, "env | grep HOME", |b| b.user(1000, 1000))?;
+    Ok(())
+}
+
+/// The cgroup's own files say what the specification does.
+fn resources(engine: &Containerd) -> Result<()> {
+    let files: &[(&str, &str)] = if lighter_test::cgroup::unified() {
+        &[("", "memory.max"), ("", "pids.max"), ("", "cpu.max"), ("", "cpu.weight")]
+    } else {
+        &[
+            ("memory", "memory.limit_in_bytes"),
+            ("memory", "memory.soft_limit_in_bytes"),
+            ("pids", "pids.max"),
+            ("cpu", "cpu.shares"),
+            ("cpu", "cpu.cfs_quota_us"),
+            ("cpu", "cpu.cfs_period_us"),
+            ("cpuset", "cpuset.cpus"),
+            ("devices", "devices.list"),
+        ]
+    };
+    let mut seen = Vec::new();
+    for (runtime, args) in [
+        (RUNC, ["/bin/sh", "-c", "sleep 1000"]),
+        (WASMTIME, ["/bin/sh", "-c", "sleep 1000"]),
+        (WASMTIME, ["/tool.wasm", "sleep", "1000"]),
+    ] {
+        let container = engine
+            .container(&rootfs()?)
+            .runtime(runtime)
+            .args(args)
+            .spec(|spec| {
+                let resources = &mut spec["linux"]["resources"];
+                resources["memory"] = json!({"limit": 100 << 20, "reservation": 50 << 20});
+                resources["pids"] = json!({"limit": 77});
+                resources["cpu"] =
+                    json!({"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0"});
+            })
+            .create()?;
+        container.start()?;
+        let values: Vec<String> = files
+            .iter()
+            .map(|(controller, file)| Ok(format!("{file}: {}", container.cgroup_file(controller, file)?)))
+            .collect::<Result<_>>()?;
+        seen.push(values);
+        container.kill(nix::sys::signal::Signal::SIGKILL)?;
+        container.finish()?;
+    }
+    assert_eq!(seen[1], seen[0], "a Linux container");
+    assert_eq!(seen[2], seen[0], "a guest");
+    assert!(seen[0].iter().any(|line| line.ends_with(": 77")), "{seen:?}");
+    Ok(())
+}
+
+fn oom_score(engine: &Containerd) -> Result<()> {
+    let text = same(engine, "cat /proc/self/oom_score_adj", |b| {
+        b.spec(|spec| spec["process"]["oomScoreAdj"] = json!(500))
+    })?;
+    assert_eq!(text, "500\n");
+    let guest = guest_reads(engine, "/proc/self/oom_score_adj", |b| {
+        b.spec(|spec| spec["process"]["oomScoreAdj"] = json!(500))
+    })?;
+    assert_eq!(guest, "500\n");
+    Ok(())
+}
+
+fn umask(engine: &Containerd) -> Result<()> {
+    let script = "umask; touch /data/file; stat -c %a /data/file";
+    assert_eq!(same(engine, script, |b| b)?, "0022\n644\n");
+    let text = same(engine, script, |b| b.spec(|spec| spec["process"]["user"]["umask"] = json!(0o077)))?;
+    assert_eq!(text, "0077\n600\n");
+    Ok(())
+}

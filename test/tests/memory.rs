@@ -1,0 +1,125 @@
+//! Memory limits, the OOM event, and the figures of a running task.
+
+use anyhow::{Context, Result, ensure};
+use lighter_test::{Containerd, Rootfs, cgroup, each_containerd, metrics, run};
+use nix::sys::signal::Signal;
+
+each_containerd!(limit, within_the_limit, figures, processes);
+
+const MB: u64 = 1 << 20;
+
+fn limit(engine: &Containerd) -> Result<()> {
+    for tool in ["/tool.wasm", "/tool-component.wasm"] {
+        let container = engine
+            .container(&Rootfs::guests()?)
+            .args([tool, "alloc", "256", "1000"])
+            .memory(64 * MB)
+            .create()?;
+        let id = container.id().to_owned();
+        container.start()?;
+        assert_eq!(container.wait()?.status, 137, "{tool}");
+        container.finish()?;
+        engine.recorder().wait_for(&id, "delete")?;
+        engine.recorder().wait_for(&id, "oom")?;
+        let events = engine.recorder().of(&id);
+        let count = |name: &str| events.iter().filter(|event| event.name() == name).count();
+        for name in ["create", "start", "oom", "exit", "delete"] {
+            assert_eq!(count(name), 1, "{name} in {events:?}");
+        }
+        engine.ensure_gone(&id)?;
+    }
+    Ok(())
+}
+
+fn within_the_limit(engine: &Containerd) -> Result<()> {
+    for tool in ["/tool.wasm", "/tool-component.wasm"] {
+        let container = engine
+            .container(&Rootfs::guests()?)
+            .args([tool, "alloc", "32"])
+            .memory(64 * MB)
+            .create()?;
+        let id = container.id().to_owned();
+        container.start()?;
+        assert_eq!(container.finish()?.success()?, "allocated 32 MB\n");
+        let events = engine.recorder().wait_for(&id, "delete")?;
+        assert!(events.iter().all(|event| event.name() != "oom"), "{events:?}");
+    }
+    Ok(())
+}
+
+/// The figures are those of the cgroup's own files.
+fn figures(engine: &Containerd) -> Result<()> {
+    let container = engine
+        .container(&Rootfs::guests()?)
+        .args(["/tool.wasm", "alloc", "20", "1000"])
+        .memory(128 * MB)
+        .spec(|spec| spec["linux"]["resources"]["pids"] = serde_json::json!({"limit": 50}))
+        .create()?;
+    container.start()?;
+    container.wait_for_output("sleeping")?;
+    let number = |controller: &str, file: &str| -> Result<u64> {
+        let text = container.cgroup_file(controller, file)?;
+        text.parse().with_context(|| format!("{file}: {text}"))
+    };
+    if cgroup::unified() {
+        let figures = metrics::v2(&container.stats()?)?;
+        let memory = figures.memory.context("memory")?;
+        ensure!(memory.usage_limit == 128 * MB, "{memory:?}");
+        ensure!(memory.usage_limit == number("memory", "memory.max")?);
+        ensure!(memory.usage.abs_diff(number("memory", "memory.current")?) < 4 * MB, "{memory:?}");
+        ensure!(memory.anon >= 20 * MB, "{memory:?}");
+        let pids = figures.pids.context("pids")?;
+        ensure!((pids.current, pids.limit) == (number("pids", "pids.current")?, 50), "{pids:?}");
+        ensure!(figures.cpu.context("cpu")?.usage_usec > 0);
+    } else {
+        let before = number("cpuacct", "cpuacct.usage")?;
+        let figures = metrics::v1(&container.stats()?)?;
+        let after = number("cpuacct", "cpuacct.usage")?;
+        let memory = figures.memory.context("memory")?;
+        let usage = memory.usage.clone().context("usage")?;
+        ensure!(usage.limit == 128 * MB, "{usage:?}");
+        let file = number("memory", "memory.usage_in_bytes")?;
+        ensure!(usage.usage.abs_diff(file) < 4 * MB, "{usage:?}, but {file}");
+        ensure!(usage.usage >= 20 * MB && usage.max >= usage.usage, "{usage:?}");
+        ensure!(memory.rss >= 20 * MB, "{memory:?}");
+        let pids = figures.pids.context("pids")?;
+        ensure!((pids.current, pids.limit) == (number("pids", "pids.current")?, 50), "{pids:?}");
+        let cpu = figures.cpu.context("cpu")?.usage.context("cpu usage")?;
+        ensure!((before..=after).contains(&cpu.total) && before > 0, "{before} {cpu:?} {after}");
+    }
+    container.kill(Signal::SIGKILL)?;
+    container.finish()?;
+    Ok(())
+}
+
+fn processes(engine: &Containerd) -> Result<()> {
+    let guest = engine
+        .container(&Rootfs::guests()?)
+        .args(["/tool.wasm", "sleep", "1000"])
+        .create()?;
+    assert_eq!(guest.pids()?, [guest.pid()], "a created guest");
+    guest.start()?;
+    assert_eq!(guest.pids()?, [guest.pid()], "a running guest");
+    let name = run("cat", &[&format!("/proc/{}/comm", guest.pid())])?;
+    assert!(!name.is_empty());
+    guest.kill(Signal::SIGKILL)?;
+    guest.finish()?;
+
+    let shell = engine
+        .container(&Rootfs::guests()?)
+        .args(["/bin/sh", "-c", "sleep 1000 & echo ready; wait"])
+        .create()?;
+    shell.start()?;
+    shell.wait_for_output("ready")?;
+    let mut pids = shell.pids()?;
+    let listed = shell.cgroup_file("pids", "cgroup.procs")?;
+    let mut expected: Vec<u32> = listed.lines().map(str::parse).collect::<Result<_, _>>()?;
+    pids.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(pids, expected);
+    assert_eq!(pids.len(), 2);
+    assert!(pids.contains(&shell.pid()));
+    shell.signal(Signal::SIGKILL as u32, true)?;
+    assert_eq!(shell.finish()?.status, 137);
+    Ok(())
+}
