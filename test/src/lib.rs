@@ -42,6 +42,7 @@
 //!   container under [`WASMTIME`] or [`RUNC`]; [`code`] gives an error's code.
 //! - [`events`]: what the daemon told about a container's task.
 //! - [`options`]: the runtime options of clients. [`metrics`]: the figures.
+//!   [`module`]: small and broken modules.
 //! - [`each_containerd!`]: makes of test functions one test a version.
 //!
 //! What a test program needs is fetched and built by `make test`; a test whose
@@ -56,6 +57,7 @@ mod ctr;
 pub mod events;
 pub mod leaks;
 pub mod metrics;
+pub mod module;
 mod network;
 pub mod options;
 mod poll;

@@ -1,0 +1,69 @@
+//! Small modules and components, byte by byte, that no compiler would make.
+//! The numbers are those of the core specification, chapter 5 (binary format),
+//! and of the component model's Binary.md.
+
+/// A module whose first four bytes are wasm's and whose rest means nothing.
+pub fn garbage() -> Vec<u8> {
+    let mut bytes = MODULE.to_vec();
+    bytes.extend((0..200).map(|i: u8| i.wrapping_mul(73) | 0x40));
+    bytes
+}
+
+/// A module with one function `_start` that does nothing, and an import of the
+/// function `name` of the module `from`, both of type `() -> ()`.
+pub fn importing(from: &str, name: &str) -> Vec<u8> {
+    let mut import = vec![1];
+    import.extend(text(from));
+    import.extend(text(name));
+    import.extend([0x00, 0x00]);
+    module(&[(1, FUNCTION_TYPE), (2, &import), (3, &[1, 0]), (7, &export("_start", 1)), (10, EMPTY_BODY)])
+}
+
+/// A module with one function that does nothing, exported under a name.
+pub fn exporting(name: &str) -> Vec<u8> {
+    module(&[(1, FUNCTION_TYPE), (3, &[1, 0]), (7, &export(name, 0)), (10, EMPTY_BODY)])
+}
+
+/// A module with nothing in it.
+pub fn empty_module() -> Vec<u8> {
+    MODULE.to_vec()
+}
+
+/// A component with nothing in it.
+pub fn empty_component() -> Vec<u8> {
+    b"\0asm\x0d\0\x01\0".to_vec()
+}
+
+const MODULE: &[u8] = b"\0asm\x01\0\0\0";
+/// One type: a function without parameters and results.
+const FUNCTION_TYPE: &[u8] = &[1, 0x60, 0, 0];
+/// One body, without locals: `end`.
+const EMPTY_BODY: &[u8] = &[1, 2, 0, 0x0b];
+
+fn module(sections: &[(u8, &[u8])]) -> Vec<u8> {
+    let mut bytes = MODULE.to_vec();
+    for (id, content) in sections {
+        bytes.extend([*id, length(content.len())]);
+        bytes.extend(*content);
+    }
+    bytes
+}
+
+fn export(name: &str, function: u8) -> Vec<u8> {
+    let mut bytes = vec![1];
+    bytes.extend(text(name));
+    bytes.extend([0x00, function]);
+    bytes
+}
+
+fn text(text: &str) -> Vec<u8> {
+    let mut bytes = vec![length(text.len())];
+    bytes.extend(text.as_bytes());
+    bytes
+}
+
+/// A length in one byte of LEB128.
+fn length(length: usize) -> u8 {
+    assert!(length < 128, "longer lengths need more bytes");
+    length as u8
+}
