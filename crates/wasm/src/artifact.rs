@@ -17,6 +17,7 @@ use std::os::unix::fs::FileExt;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{self, Digest};
+use crate::recall::Memory;
 
 /// Ends every artifact, and names the version of this layout.
 pub(crate) const FORMAT: &[u8; 8] = b"lighter1";
@@ -48,8 +49,8 @@ pub(crate) fn seal(file: &File, kind: Kind, module: &Digest) -> io::Result<()> {
     file.write_all_at(FORMAT, covered + DIGEST_LEN)
 }
 
-/// Whether `file` is an undamaged artifact made from `module`. Every byte is checked.
-pub(crate) fn is_intact(file: &File, module: &Digest) -> io::Result<bool> {
+/// Whether `file` is an undamaged artifact made from `module`.
+pub(crate) fn is_intact(file: &File, module: &Digest, memory: &Memory) -> io::Result<bool> {
     let Some(footer) = Footer::read(file)? else {
         return Ok(false);
     };
@@ -57,7 +58,7 @@ pub(crate) fn is_intact(file: &File, module: &Digest) -> io::Result<bool> {
         return Ok(false);
     }
     let covered = footer.offset + KIND_LEN + DIGEST_LEN;
-    Ok(digest::of_file(file, covered)? == *footer.digest())
+    Ok(memory.digest(file, covered)? == *footer.digest())
 }
 
 /// What `file` holds; `None` where it is no artifact.

@@ -3,6 +3,7 @@
 //! ```text
 //! DIRECTORY/                  0700, root's
 //!   lock                      who compiles what at the moment, as locked bytes
+//!   digests                   those of large files (recall.rs)
 //!   ENGINE/                   engine::compatibility: code of another version is never looked at
 //!     SHA-256 of the module   an artifact (artifact.rs)
 //! ```
@@ -27,6 +28,7 @@ use nix::unistd::{Uid, linkat};
 
 use crate::artifact::{self, Kind};
 use crate::digest::{self, Digest, hex};
+use crate::recall::Memory;
 use crate::worker::{MAX_MODULE_BYTES, Report, WORKER_ACTION};
 use crate::{engine, sandbox};
 
@@ -126,6 +128,7 @@ pub enum CacheError {
 pub struct Cache {
     directory: PathBuf,
     entries: PathBuf,
+    memory: Memory,
     program: PathBuf,
 }
 
@@ -146,6 +149,7 @@ impl Cache {
         make_private(&directory)?;
         make_private(&entries)?;
         Ok(Self {
+            memory: Memory::new(directory.join("digests")),
             directory,
             entries,
             program: program.into(),
@@ -184,7 +188,7 @@ impl Cache {
                 size,
             });
         }
-        let digest = digest::of_file(module, size).map_err(read)?;
+        let digest = self.memory.digest(module, size).map_err(read)?;
         if let Some(artifact) = self.find(&digest) {
             return Ok(artifact);
         }
@@ -211,7 +215,7 @@ impl Cache {
             .ok()?;
         let metadata = file.metadata().ok()?;
         let own = metadata.is_file() && metadata.uid() == Uid::effective().as_raw();
-        (own && artifact::is_intact(&file, module).ok()?).then_some(file)
+        (own && artifact::is_intact(&file, module, &self.memory).ok()?).then_some(file)
     }
 
     /// Compiles `module`. The caller holds its lock.

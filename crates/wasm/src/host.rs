@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use wasmtime::component::types::{ComponentFunc, ComponentItem};
 use wasmtime::component::{self, Component};
+use wasmtime::error::Context as _;
 use wasmtime::{Engine, ExternType, FuncType, Module, ValType};
 use wasmtime_wasi::{p2, p3};
 
@@ -31,14 +32,9 @@ pub enum LoadError {
     /// The kernel would not map the file, or read it.
     #[error("cannot map the native code: {0}")]
     Map(String),
-    /// The process could not be prepared for a guest.
-    #[error("cannot {step}: {source}")]
-    Prepare {
-        /// What was tried.
-        step: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// The process would not end on signals.
+    #[error("cannot install signal handlers: {0}")]
+    Signals(io::Error),
     /// An import is missing, although the compile worker found all of them.
     #[error("the module's imports do not resolve: {0}")]
     Link(String),
@@ -62,11 +58,13 @@ pub struct Host {
 }
 
 impl Host {
-    /// Prepares wasmtime. Starts no thread, and may be followed by a clone of the process.
+    /// Prepares wasmtime, and glibc for name look-ups in a root that is not trusted. Starts no
+    /// thread, and may be followed by clones of the process. To be called in the host's own root.
     ///
     /// # Errors
-    /// What wasmtime says of its configuration on this machine.
+    /// What wasmtime says of its configuration on this machine, and glibc of its own.
     pub fn new() -> wasmtime::Result<Self> {
+        names::use_builtin_sources().context("cannot fix the sources of host names")?;
         let engine = engine::engine()?;
         let modules = engine::module_linker(&engine)?;
         let components = engine::component_linker(&engine)?;
@@ -91,14 +89,8 @@ impl Host {
     /// # Errors
     /// Every [`LoadError`].
     pub fn load(&self, artifact: File, function: Option<&str>) -> Result<Guest, LoadError> {
-        signals::install_termination_handlers().map_err(|error| LoadError::Prepare {
-            step: "install signal handlers",
-            source: error.into(),
-        })?;
-        names::use_builtin_sources().map_err(|source| LoadError::Prepare {
-            step: "fix the sources of host names",
-            source,
-        })?;
+        signals::install_termination_handlers()
+            .map_err(|error| LoadError::Signals(error.into()))?;
         let kind = artifact::kind(&artifact)
             .map_err(|error| LoadError::Map(error.to_string()))?
             .ok_or_else(|| LoadError::Artifact("it does not end as one".into()))?;

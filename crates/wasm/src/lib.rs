@@ -22,6 +22,7 @@ mod engine;
 mod guest;
 mod host;
 mod names;
+mod recall;
 mod sandbox;
 mod signals;
 mod stdio;

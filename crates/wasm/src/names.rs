@@ -15,13 +15,15 @@ unsafe extern "C" {
 /// /etc/resolv.conf. Both are parts of libc itself since glibc 2.34, so nothing is loaded.
 const HOSTS: &CStr = c"files dns";
 
-/// Fixes the sources of host names for this process.
+/// Fixes the sources of host names for this process and those cloned from it.
+///
+/// glibc reads /etc/nsswitch.conf once more while it does this and never again, so this belongs
+/// before the root changes to a container's.
 ///
 /// # Errors
 /// ENOMEM or EINVAL, as glibc reports them.
 pub(crate) fn use_builtin_sources() -> std::io::Result<()> {
-    // SAFETY: both strings end in NUL and glibc copies what it keeps; no other thread is looking
-    // up names, as the caller has started none yet.
+    // SAFETY: both strings end in NUL and glibc copies what it keeps. It takes a lock of its own.
     match unsafe { __nss_configure_lookup(c"hosts".as_ptr(), HOSTS.as_ptr()) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),

@@ -288,7 +288,7 @@ fn a_hundred_megabytes_pass_through_unharmed() {
         .spawn()
         .expect("a process");
     let mut input = child.stdin.take().expect("a pipe");
-    let block: Vec<u8> = (0..1 << 20).map(|i: u32| (i * i >> 7) as u8).collect();
+    let block: Vec<u8> = (0..1 << 20).map(|i: u32| ((i * i) >> 7) as u8).collect();
     let sent = block.clone();
     let writer = std::thread::spawn(move || {
         for _ in 0..100 {
