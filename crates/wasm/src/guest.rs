@@ -1,6 +1,6 @@
 //! Running a guest.
 
-use std::io;
+use std::io::{self, Write as _};
 
 use tokio::runtime::{Builder, Runtime};
 use wasmtime::component::{self, ComponentExportIndex, Val};
@@ -122,11 +122,11 @@ impl Guest {
             match end {
                 End::Exit(code) => code & 0xff,
                 End::Trap => {
-                    eprintln!("{name}: {error:?}");
+                    complain(&name, &error);
                     EXIT_TRAP
                 }
                 End::Host => {
-                    eprintln!("{name}: the host failed: {error:?}");
+                    complain(&format!("{name}: the host failed"), &error);
                     EXIT_HOST_FAILURE
                 }
             }
@@ -168,6 +168,17 @@ impl End {
             Self::Host
         }
     }
+}
+
+/// Writes `error` and its causes to standard error: a trap's are the wasm backtrace and the reason.
+/// wasmtime's own form would append this process's frames where the daemon's environment asks.
+fn complain(subject: &str, error: &wasmtime::Error) {
+    let mut text = format!("{subject}: {error}\n");
+    for cause in error.chain().skip(1) {
+        text.push_str(&format!("Caused by: {cause}\n"));
+    }
+    // Nobody may be listening, which does not change how the guest ended.
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// The guest's memory and its view of the world.

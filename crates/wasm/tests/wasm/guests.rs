@@ -43,6 +43,11 @@ const HELLO: &str = r#"
     (func (export "_start")
         (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))))"#;
 
+const SINKING: &str = r#"
+    (func $sink (unreachable))
+    (func $hull (call $sink))
+    (func (export "_start") (call $hull))"#;
+
 #[test]
 fn what_a_module_writes_arrives_and_returning_is_0() {
     let output = Workshop::run(&module(HELLO));
@@ -67,16 +72,31 @@ fn proc_exit_gives_the_lowest_eight_bits() {
 
 #[test]
 fn a_trap_is_134_with_a_backtrace_of_names() {
-    let output = Workshop::run(&module(
-        r#"(func $sink (unreachable))
-           (func $hull (call $sink))
-           (func (export "_start") (call $hull))"#,
-    ));
+    let workshop = Workshop::new();
+    let artifact = workshop.artifact(&module(SINKING));
+    let output = process(&artifact, &[], &["guest"])
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .expect("output");
     assert_code(&output, 134);
     let text = stderr(&output);
     for part in ["guest:", "wasm backtrace", "sink", "hull", "`unreachable`"] {
         assert!(text.contains(part), "{part:?} is missing in {text}");
     }
+    assert!(!text.contains("tokio"), "the host's frames are in {text}");
+}
+
+#[test]
+fn a_trap_is_134_although_nobody_listens() {
+    let workshop = Workshop::new();
+    let artifact = workshop.artifact(&module(SINKING));
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let status = process(&artifact, &[], &["guest"])
+        .stderr(writer)
+        .status()
+        .expect("a status");
+    assert_eq!(status.code(), Some(134));
 }
 
 #[test]
