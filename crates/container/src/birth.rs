@@ -55,14 +55,19 @@ impl Container {
             let reply = zygote.call(&request, &fds).await;
             reply.map_err(|error| error.to_string())
         });
+        let mut told = None;
         loop {
             tokio::select! {
+                biased;
+                said = init.receive() => match said {
+                    Ok(Some((FromInit::Failed(reason), _))) => told = Some(reason),
+                    said => answer(&init, said, &artifact).await,
+                },
                 reply = &mut call => return match reply? {
                     Reply::Created(pid) => Ok(Self { target, pid: Pid::from_raw(pid), init }),
-                    Reply::Failed(reason) => Err(reason),
+                    Reply::Failed(reason) => Err(told.unwrap_or(reason)),
                     Reply::Done => Err("the zygote answered a create with something else".to_owned()),
                 },
-                asked = init.receive() => answer(&init, asked, &artifact).await,
             }
         }
     }

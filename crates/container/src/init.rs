@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::ffi::{CString, NulError};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -69,7 +69,8 @@ struct State {
 
 enum Program {
     Linux(std::path::PathBuf),
-    Guest(Box<dyn Guest>),
+    /// With the descriptors that were open before it was loaded.
+    Guest(Box<dyn Guest>, Vec<RawFd>),
 }
 
 impl Init {
@@ -94,10 +95,12 @@ impl Init {
                 file,
                 function,
             } => {
+                let mut shims = sys::open_descriptors();
+                shims.retain(|fd| *fd != file.as_raw_fd());
                 let artifact = self.artifact(&path, &file)?;
                 self.guests
                     .load(artifact, function.as_deref())
-                    .map(Program::Guest)
+                    .map(|guest| Program::Guest(guest, shims))
             }
         }
     }
@@ -127,12 +130,13 @@ impl Init {
         }
     }
 
-    fn run_guest(&self, guest: Box<dyn Guest>, invocation: Invocation) -> ! {
+    fn run_guest(&self, guest: Box<dyn Guest>, shims: &[RawFd], invocation: Invocation) -> ! {
         name_process(&invocation.args[0]);
         // From here on only the guest runs: nothing may reach the log or any other descriptor
-        // of the shim's. The artifact is mapped and needs none.
+        // of the shim's. What the guest's own loading has opened stays: memories are mapped
+        // from the artifact when they are made.
         log::set_max_level(log::LevelFilter::Off);
-        sys::close_all_but(&[self.daemon.as_fd()]);
+        sys::close_descriptors(shims, self.daemon.as_fd());
         let code = guest.run(invocation, &mut |started| {
             self.tell(match started {
                 Ok(()) => FromInit::Started,
@@ -145,9 +149,11 @@ impl Init {
 
 impl Executor for Init {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let program = self
-            .resolve(spec)
-            .map_err(ExecutorValidationError::ArgValidationError)?;
+        let program = self.resolve(spec).map_err(|reason| {
+            // libcontainer would wrap the reason in two sentences of its own.
+            self.tell(FromInit::Failed(reason.clone()));
+            ExecutorValidationError::ArgValidationError(reason)
+        })?;
         self.state.borrow_mut().program = Some(program);
         Ok(())
     }
@@ -164,7 +170,7 @@ impl Executor for Init {
         let invocation = invocation(spec, home).map_err(ExecutorError::Other)?;
         let program = program.ok_or_else(|| ExecutorError::Other("nothing to run".to_owned()))?;
         match program {
-            Program::Guest(guest) => self.run_guest(guest, invocation),
+            Program::Guest(guest, shims) => self.run_guest(guest, &shims, invocation),
             Program::Linux(path) => {
                 let error = exec_linux(&path, &invocation);
                 let reason = format!("exec {:?}: {error}", invocation.args[0]);

@@ -83,15 +83,30 @@ pub struct ContainerStdio {
 
 /// The copying of one process's streams; it ends when this is dropped.
 pub struct Stdio {
-    // containerd's client may come and go; stdin ends when it says so, by CloseIO.
-    stdin_open: Mutex<Option<pipe::Sender>>,
-    stdin: Mutex<JoinSet<()>>,
+    stdin: Mutex<Stdin>,
+    stdin_copy: Mutex<JoinSet<()>>,
     output: tokio::sync::Mutex<JoinSet<()>>,
     copied: Arc<AtomicU64>,
 }
 
+/// How far a process's stdin has come.
+enum Stdin {
+    /// Its FIFO is opened when the process starts, not before: some clients (ctr) cannot close
+    /// the stdin of a task that they are still creating, and read their own as soon as the FIFO
+    /// is open.
+    Waiting {
+        path: PathBuf,
+        sink: pipe::Sender,
+        closed: bool,
+    },
+    /// It is copied; clients may come and go, as the FIFO is kept open for writing too.
+    Open { _kept: pipe::Sender },
+    /// It ends when the last client closes it, as CloseIO asked; or there is none.
+    Closed,
+}
+
 impl Stdio {
-    /// Opens what `paths` names and starts copying, in the running tokio runtime. The
+    /// Opens what `paths` names and starts copying output, in the running tokio runtime. The
     /// container's ends belong to `owner`, so that its user can open /dev/stdout.
     ///
     /// # Errors
@@ -101,25 +116,25 @@ impl Stdio {
         owner: (Uid, Gid),
     ) -> Result<(Self, ContainerStdio), StdioError> {
         let copied = Arc::new(AtomicU64::new(0));
-        let mut stdin_copy = JoinSet::new();
         let mut output = JoinSet::new();
-        let mut stdin_open = None;
+        let mut waiting = Stdin::Closed;
 
         let stdin = if paths.stdin.is_empty() {
             null("stdin")?
         } else {
-            let (theirs, ours) = io::pipe().map_err(pipe_error("stdin"))?;
-            let ours = pipe::Sender::from_owned_fd(ours.into()).map_err(pipe_error("stdin"))?;
-            let open = |source| StdioError::Open {
+            let path = Target::parse("stdin", &paths.stdin)?.into_path();
+            fifo(&path).map_err(|source| StdioError::Open {
                 stream: "stdin",
                 path: paths.stdin.clone(),
                 source,
+            })?;
+            let (theirs, ours) = io::pipe().map_err(pipe_error("stdin"))?;
+            let ours = pipe::Sender::from_owned_fd(ours.into()).map_err(pipe_error("stdin"))?;
+            waiting = Stdin::Waiting {
+                path,
+                sink: ours,
+                closed: false,
             };
-            let path = Target::parse("stdin", &paths.stdin)?.into_path();
-            let options = pipe::OpenOptions::new();
-            let source = options.open_receiver(&path).map_err(open)?;
-            stdin_open = Some(options.open_sender(&path).map_err(open)?);
-            stdin_copy.spawn(copy(source, ours, Arc::default()));
             owned("stdin", theirs.into(), owner)?
         };
         let mut connect = |stream, path: &str| -> Result<OwnedFd, StdioError> {
@@ -143,8 +158,8 @@ impl Stdio {
         let stdout = connect("stdout", &paths.stdout)?;
         let stderr = connect("stderr", &paths.stderr)?;
         let stdio = Self {
-            stdin_open: Mutex::new(stdin_open),
-            stdin: Mutex::new(stdin_copy),
+            stdin: Mutex::new(waiting),
+            stdin_copy: Mutex::default(),
             output: tokio::sync::Mutex::new(output),
             copied,
         };
@@ -158,16 +173,48 @@ impl Stdio {
         ))
     }
 
+    /// Starts copying the process's stdin, if it has one and it has not been closed.
+    ///
+    /// # Errors
+    /// When its FIFO cannot be opened any more.
+    pub fn open_stdin(&self) -> Result<(), StdioError> {
+        let mut stdin = lock(&self.stdin);
+        let (path, sink, closed) = match std::mem::replace(&mut *stdin, Stdin::Closed) {
+            Stdin::Waiting { path, sink, closed } => (path, sink, closed),
+            other => {
+                *stdin = other;
+                return Ok(());
+            }
+        };
+        let open = |source| StdioError::Open {
+            stream: "stdin",
+            path: path.display().to_string(),
+            source,
+        };
+        let options = pipe::OpenOptions::new();
+        let source = options.open_receiver(&path).map_err(open)?;
+        if !closed {
+            let _kept = options.open_sender(&path).map_err(open)?;
+            *stdin = Stdin::Open { _kept };
+        }
+        lock(&self.stdin_copy).spawn(copy(source, sink, Arc::default()));
+        Ok(())
+    }
+
     /// Lets the process's stdin end as soon as containerd's client has closed its side.
     pub fn close_stdin(&self) {
-        lock(&self.stdin_open).take();
+        match &mut *lock(&self.stdin) {
+            // What its client has written by now is still to be read.
+            Stdin::Waiting { closed, .. } => *closed = true,
+            stdin => *stdin = Stdin::Closed,
+        }
     }
 
     /// Waits until everything that the process wrote has been handed over, or until nobody has
     /// taken any of it for ten seconds. To be called when the process has ended.
     pub async fn drain(&self) {
         self.close_stdin();
-        lock(&self.stdin).abort_all();
+        lock(&self.stdin_copy).abort_all();
         let mut output = self.output.lock().await;
         let mut copied = self.copied.load(Ordering::Relaxed);
         while !output.is_empty() {
@@ -255,6 +302,14 @@ impl Target {
             Self::Fifo(path) => append(&path, false).map(Sink::File),
             Self::File(path) => append(&path, true).map(Sink::File),
         }
+    }
+}
+
+fn fifo(path: &Path) -> io::Result<()> {
+    if is_fifo(path)? {
+        Ok(())
+    } else {
+        Err(io::Error::other("it is not a FIFO"))
     }
 }
 
@@ -351,6 +406,7 @@ mod tests {
     async fn streams_are_copied_and_drained() {
         let fifos = Fifos::new();
         let (stdio, container) = Stdio::connect(&fifos.paths(), root()).unwrap();
+        stdio.open_stdin().unwrap();
         let out = fifos.path("out");
         let reader = std::thread::spawn(move || {
             let mut text = String::new();

@@ -1,7 +1,7 @@
 //! The system calls that no safe wrapper covers: cloning processes and closing descriptors wholesale.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::{ForkResult, Pid};
@@ -64,21 +64,45 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Closes every descriptor from 3 upwards but those in `keep` (close_range(2)).
-///
-/// What owned the closed descriptors must not be used again; callers are about to run
-/// something else for good.
-pub fn close_all_but(keep: &[BorrowedFd]) {
-    let mut keep: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).collect();
-    keep.sort_unstable();
-    let mut first = 3;
-    for fd in keep {
-        if fd > first {
-            close_range(first, fd - 1);
-        }
-        first = first.max(fd + 1);
+/// The numbers of the descriptors that are open now, from 3 upwards to the thousandth: asked with
+/// one poll(2), as /proc need not be mounted.
+pub fn open_descriptors() -> Vec<RawFd> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .map_or(MOST_DESCRIPTORS, |limit| {
+            (limit as usize).min(MOST_DESCRIPTORS)
+        });
+    let mut entries: Vec<libc::pollfd> = (3..limit)
+        .map(|fd| libc::pollfd {
+            fd: fd as RawFd,
+            events: 0,
+            revents: 0,
+        })
+        .collect();
+    // SAFETY: the pointer and length are those of a live vector; a timeout of 0 returns at once.
+    let polled = unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, 0) };
+    if polled < 0 {
+        log::warn!("listing open descriptors: {}", io::Error::last_os_error());
+        return Vec::new();
     }
-    close_range(first, u32::MAX);
+    entries
+        .into_iter()
+        .filter(|entry| entry.revents & libc::POLLNVAL == 0)
+        .map(|entry| entry.fd)
+        .collect()
+}
+
+/// How many descriptors [`open_descriptors`] looks at: a container's init has some twenty.
+const MOST_DESCRIPTORS: usize = 1024;
+
+/// Closes `descriptors` but `keep`. What owned them must not be used again; the caller is about
+/// to run something else for good.
+pub fn close_descriptors(descriptors: &[RawFd], keep: BorrowedFd) {
+    for &fd in descriptors {
+        if fd != keep.as_raw_fd() {
+            close_range(fd as u32, fd as u32);
+        }
+    }
 }
 
 fn close_range(first: u32, last: u32) {
@@ -109,5 +133,5 @@ pub fn stdin_from_null() -> io::Result<()> {
 /// Closes every descriptor but the standard ones: what a process was started with beyond them
 /// is nothing it knows of. To be called before it opens any.
 pub fn close_inherited() {
-    close_all_but(&[]);
+    close_range(3, u32::MAX);
 }

@@ -170,9 +170,15 @@ impl Task {
             pid: task.pid(),
             ..TaskCreate::default()
         });
+        // Made before the task can be started, so that no kill is missed.
+        let oom = task.cgroup.as_ref().and_then(|cgroup| {
+            OomWatch::new(cgroup)
+                .inspect_err(|error| log::warn!("{}: {error}", task.id))
+                .ok()
+        });
         tokio::spawn(
             task.clone()
-                .supervise(daemon.publisher.clone(), init, exited),
+                .supervise(daemon.publisher.clone(), oom, init, exited),
         );
         Ok(task)
     }
@@ -181,6 +187,7 @@ impl Task {
     async fn supervise(
         self: Arc<Self>,
         publisher: Publisher,
+        mut oom: Option<OomWatch>,
         mut init: oneshot::Receiver<Exit>,
         exited: watch::Sender<Option<Exit>>,
     ) {
@@ -190,11 +197,6 @@ impl Task {
                 ..TaskOOM::default()
             });
         };
-        let mut oom = self.cgroup.as_ref().and_then(|cgroup| {
-            OomWatch::new(cgroup)
-                .inspect_err(|error| log::warn!("{}: {error}", self.id))
-                .ok()
-        });
         let exit = loop {
             let killed = async {
                 match &mut oom {
@@ -255,6 +257,9 @@ impl Task {
                 return Err(Error::Unknown("cannot start a deleted process".into()));
             }
         }
+        self.stdio
+            .open_stdin()
+            .map_err(|error| Error::Unknown(error.to_string()))?;
         self.container
             .start(&daemon.zygote)
             .await
