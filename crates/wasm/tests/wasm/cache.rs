@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
-use crate::common::{PROCESS, Workshop, file, names, only_file, process, wasm};
+use crate::common::{PROCESS, Workshop, file, names, only_file, process, wait_until, wasm};
 use wasm::{Cache, CacheError};
 
 const GUEST: &str = r#"(module (func (export "_start")))"#;
@@ -329,15 +329,19 @@ impl Mounted {
         Self(folder)
     }
 
+    /// Waits while a process that another test is starting still has files open for writing.
     fn remount_read_only(&self) {
-        nix::mount::mount(
-            None::<&str>,
-            self.0.path(),
-            None::<&str>,
-            nix::mount::MsFlags::MS_REMOUNT | nix::mount::MsFlags::MS_RDONLY,
-            None::<&str>,
-        )
-        .expect("read-only");
+        wait_until(|| {
+            let flags = nix::mount::MsFlags::MS_REMOUNT | nix::mount::MsFlags::MS_RDONLY;
+            let none = None::<&str>;
+            match nix::mount::mount(none, self.0.path(), none, flags, none) {
+                Err(nix::Error::EBUSY) => false,
+                result => {
+                    result.expect("read-only");
+                    true
+                }
+            }
+        });
     }
 }
 
@@ -370,9 +374,12 @@ fn a_full_disk_names_the_folder_and_leaves_nothing() {
         .flat_map(|name| names(&folder.join(name)))
         .collect();
     assert_eq!(left, [""; 0]);
-    // Blocks of a file that has no name are free again, too.
-    let stat = nix::sys::statvfs::statvfs(&folder).expect("figures");
-    assert!(stat.blocks_free() >= stat.blocks() - 1, "{stat:?}");
+    // Blocks of a file that has no name are free again, too, once the last process that other
+    // tests are starting at this moment has closed what it inherited.
+    wait_until(|| {
+        let stat = nix::sys::statvfs::statvfs(&folder).expect("figures");
+        stat.blocks_free() >= stat.blocks() - 1
+    });
 }
 
 #[test]

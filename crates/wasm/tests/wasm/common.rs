@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use wasm::{Cache, CacheError};
@@ -118,4 +119,14 @@ pub fn stderr(output: &Output) -> String {
 /// A program's standard output.
 pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until `condition` holds; fails when it does not come to that.
+#[track_caller]
+pub fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it never came that far");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

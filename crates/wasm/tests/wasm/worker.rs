@@ -5,9 +5,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use crate::common::{self, PROCESS};
+use crate::common::{self, PROCESS, wait_until};
 
 /// A module whose compilation takes some seconds: `functions` functions with a long body each.
 fn large_module(functions: usize) -> Vec<u8> {
@@ -28,14 +27,6 @@ fn large_module(functions: usize) -> Vec<u8> {
     }
     text.push(')');
     common::wasm(&text)
-}
-
-fn wait_until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < deadline, "it never came that far");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// A worker that compiles something large.
