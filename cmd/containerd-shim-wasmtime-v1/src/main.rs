@@ -18,6 +18,8 @@ fn main() -> ExitCode {
             _ if flags.info => task::print_info(),
             "start" => task::start(&flags),
             "delete" => task::delete(&flags),
+            // Not for people either: the shim puts itself between a container and its hook.
+            container::HOOK_ACTION => container::run_hook(&hook_args()),
             "" => task::serve(&flags),
             other => Err(io::Error::other(format!(
                 "there is no action {other:?}; containerd calls start and delete"
@@ -30,4 +32,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What comes after the action: the hook and its arguments, which are no flags of ours.
+fn hook_args() -> Vec<String> {
+    env::args().skip(2).collect()
 }

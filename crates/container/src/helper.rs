@@ -13,8 +13,10 @@ use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::bundle::Bundle;
 use crate::capture;
 use crate::guest::Guests;
+use crate::hooks;
 use crate::init::Init;
 use crate::rootfs;
 use crate::zygote::{Create, Reply, Request, Target};
@@ -50,12 +52,15 @@ fn create(
     let [daemon, stdin, stdout, stderr] = <[OwnedFd; 4]>::try_from(fds)
         .map_err(|fds| format!("create needs four descriptors and got {}", fds.len()))?;
     let captured = capture::start().map_err(|error| error.to_string())?;
+    let bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
+    let start_hooks =
+        hooks::adapt(&bundle).map_err(|error| format!("preparing the bundle's hooks: {error}"))?;
     rootfs::mount(&request.mounts, &request.rootfs).map_err(|error| error.to_string())?;
     let build = || -> Result<Container, LibcontainerError> {
         fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
         ContainerBuilder::new(request.target.id.clone(), SyscallType::default())
             .with_root_path(&request.target.root)?
-            .with_executor(Init::new(guests, daemon))
+            .with_executor(Init::new(guests, daemon, request, start_hooks))
             .with_stdin(stdin)
             .with_stdout(stdout)
             .with_stderr(stderr)

@@ -12,7 +12,7 @@ use std::ffi::{CString, NulError};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use libcontainer::workload::{
@@ -20,11 +20,13 @@ use libcontainer::workload::{
 };
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::execve;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Hook, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::entrypoint::{self, Entrypoint};
 use crate::guest::{Guest, Guests, Invocation};
+use crate::hooks::run_start_hooks;
+use crate::zygote::Create;
 use crate::{message, sys};
 
 /// What an init tells the daemon.
@@ -58,7 +60,15 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 pub(crate) struct Init {
     guests: Rc<dyn Guests>,
     daemon: Rc<OwnedFd>,
+    start: Rc<StartHooks>,
     state: Rc<RefCell<State>>,
+}
+
+/// What the `startContainer` hooks are and read.
+struct StartHooks {
+    hooks: Vec<Hook>,
+    id: String,
+    bundle: PathBuf,
 }
 
 #[derive(Default)]
@@ -68,17 +78,28 @@ struct State {
 }
 
 enum Program {
-    Linux(std::path::PathBuf),
+    Linux(PathBuf),
     /// With the descriptors that were open before it was loaded.
     Guest(Box<dyn Guest>, Vec<RawFd>),
 }
 
 impl Init {
-    /// An init that runs wasm with `guests` and talks to the daemon over `daemon`.
-    pub(crate) fn new(guests: Rc<dyn Guests>, daemon: OwnedFd) -> Self {
+    /// The init that `request` asks for. It runs wasm with `guests`, talks to the daemon over
+    /// `daemon`, and runs `start_hooks` before its entrypoint.
+    pub(crate) fn new(
+        guests: Rc<dyn Guests>,
+        daemon: OwnedFd,
+        request: &Create,
+        start_hooks: Vec<Hook>,
+    ) -> Self {
         Self {
             guests,
             daemon: Rc::new(daemon),
+            start: Rc::new(StartHooks {
+                hooks: start_hooks,
+                id: request.target.id.clone(),
+                bundle: request.bundle.clone(),
+            }),
             state: Rc::default(),
         }
     }
@@ -130,6 +151,11 @@ impl Init {
         }
     }
 
+    fn fail(&self, reason: String) -> ExecutorError {
+        self.tell(FromInit::Failed(reason.clone()));
+        ExecutorError::Other(reason)
+    }
+
     fn run_guest(&self, guest: Box<dyn Guest>, shims: &[RawFd], invocation: Invocation) -> ! {
         name_process(&invocation.args[0]);
         // From here on only the guest runs: nothing may reach the log or any other descriptor
@@ -169,13 +195,15 @@ impl Executor for Init {
         let State { home, program } = self.state.take();
         let invocation = invocation(spec, home).map_err(ExecutorError::Other)?;
         let program = program.ok_or_else(|| ExecutorError::Other("nothing to run".to_owned()))?;
+        let StartHooks { hooks, id, bundle } = &*self.start;
+        if let Err(error) = run_start_hooks(hooks, id, bundle.clone(), spec, &invocation.env) {
+            return Err(self.fail(format!("a startContainer hook failed: {error}")));
+        }
         match program {
             Program::Guest(guest, shims) => self.run_guest(guest, &shims, invocation),
             Program::Linux(path) => {
                 let error = exec_linux(&path, &invocation);
-                let reason = format!("exec {:?}: {error}", invocation.args[0]);
-                self.tell(FromInit::Failed(reason.clone()));
-                Err(ExecutorError::Other(reason))
+                Err(self.fail(format!("exec {:?}: {error}", invocation.args[0])))
             }
         }
     }
