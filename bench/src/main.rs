@@ -1,1 +1,90 @@
-fn main() {}
+//! Measures what SPECIFICATION.md promises: the life of a container and the memory of idle ones,
+//! under this shim and under containerd's own for runc, side by side in one run.
+//!
+//! A machine is never as fast twice. So the kinds of container take turns, figures are compared
+//! only within a turn, and what is promised is a ratio.
+#![forbid(unsafe_code)]
+
+mod figures;
+mod kind;
+mod life;
+mod memory;
+mod promise;
+mod report;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use lighter_test::{Containerd, Version, ensure_root};
+
+use crate::report::Report;
+
+/// Measures the guarantees of SPECIFICATION.md against containerd 2.1.
+#[derive(Parser)]
+struct Options {
+    /// How many containers of each kind are measured, one at a time and four at a time
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// How many idle containers of each kind are held at once
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    idle: u32,
+    /// Also write all figures to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("lighter-bench: a guarantee of SPECIFICATION.md is broken");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("lighter-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether every guarantee is kept.
+fn run(options: &Options) -> Result<bool> {
+    ensure_root()?;
+    let engine = Containerd::start(Version::V2_1)?;
+    let machine = report::machine()?;
+    let rootfs = kind::rootfs()?;
+    eprintln!("warming up");
+    life::warm_up(&engine, &rootfs)?;
+    eprintln!("{} lives of each kind, one at a time", options.rounds);
+    let alone = life::alone(&engine, &rootfs, options.rounds)?;
+    eprintln!(
+        "{} lives of each kind, {} at a time",
+        options.rounds,
+        life::TOGETHER
+    );
+    let together = life::together(&engine, &rootfs, options.rounds)?;
+    let mut idle = Vec::new();
+    for kind in kind::IDLE {
+        eprintln!("{} idle containers: {}", options.idle, kind.name);
+        idle.push(memory::idle(&engine, &rootfs, kind, options.idle)?);
+    }
+    engine.ensure_clean()?;
+
+    let promises = promise::check(&alone, &together, &idle)?;
+    let report = Report {
+        machine,
+        alone,
+        together,
+        idle,
+        promises,
+    };
+    print!("{report}");
+    if let Some(path) = &options.json {
+        fs::write(path, serde_json::to_vec_pretty(&report)?)
+            .with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(report.promises.iter().all(|promise| promise.kept))
+}

@@ -1,0 +1,129 @@
+//! The figures as people and programs read them.
+
+use std::fmt::{self, Display, Formatter};
+use std::thread;
+
+use anyhow::Result;
+use lighter_test::{Version, run};
+use serde::Serialize;
+
+use crate::kind::MODEL;
+use crate::life::{Lives, PHASES, TOGETHER};
+use crate::memory::Idle;
+use crate::promise::{self, Promise};
+
+/// Everything that was measured.
+#[derive(Serialize)]
+pub struct Report {
+    /// On what, one fact a line.
+    pub machine: Vec<String>,
+    /// Lives one at a time.
+    pub alone: Vec<Lives>,
+    /// Lives [`TOGETHER`] at a time.
+    pub together: Vec<Lives>,
+    /// Idle containers.
+    pub idle: Vec<Idle>,
+    /// The guarantees.
+    pub promises: Vec<Promise>,
+}
+
+/// What the figures depend on.
+///
+/// # Errors
+/// An engine that is missing or does not tell its version.
+pub fn machine() -> Result<Vec<String>> {
+    let first = |text: String| text.lines().next().unwrap_or_default().to_owned();
+    let containerd = Version::V2_1.programs()?.join("containerd");
+    let cores = thread::available_parallelism()?;
+    let cgroups = match std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        true => "v2",
+        false => "v1",
+    };
+    Ok(vec![
+        format!("{cores} cores, cgroup {cgroups}"),
+        format!("Linux {}", first(run("uname", &["-r"])?)),
+        first(run(&containerd.display().to_string(), &["--version"])?),
+        first(run("runc", &["--version"])?),
+    ])
+}
+
+impl Display for Report {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "measured on: {}", self.machine.join("; "))?;
+        lives(f, "one at a time", &self.alone)?;
+        lives(f, &format!("{TOGETHER} at a time"), &self.together)?;
+        idle(f, &self.idle)?;
+        writeln!(f, "\nguarantees (SPECIFICATION.md), as shares of {MODEL}")?;
+        for promise in &self.promises {
+            let Promise {
+                name,
+                ratio,
+                bound,
+                kept,
+            } = promise;
+            let verdict = if *kept { "kept" } else { "BROKEN" };
+            writeln!(f, "  {name:24} {ratio:6.3}  bound {bound:5.3}  {verdict}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A table of lives: a row of medians for each kind, below it the spread and the 99th percentile.
+fn lives(f: &mut Formatter<'_>, how: &str, lives: &[Lives]) -> fmt::Result {
+    let count = lives.first().map_or(0, |lives| lives.turns.len());
+    writeln!(f, "\nlife of a container, {how} ({count} turns), in ms")?;
+    write!(f, "  {:20}", "")?;
+    for phase in PHASES {
+        write!(f, "{phase:>14}")?;
+    }
+    writeln!(f, "{:>14}{:>10}", "containers/s", "ratio")?;
+    for of in lives {
+        let ratio = promise::life(lives, of.kind).map_err(|_| fmt::Error)?;
+        write!(f, "  {:10}{:10}", of.kind, "median")?;
+        for figures in &of.phases {
+            write!(f, "{:>14.1}", figures.median)?;
+        }
+        writeln!(f, "{:>14.1}{ratio:>10.3}", of.rate)?;
+        write!(f, "  {:10}{:10}", "", "spread")?;
+        for figures in &of.phases {
+            let spread = format!("{:.1}-{:.1}", figures.quarter, figures.three_quarters);
+            write!(f, "{spread:>14}")?;
+        }
+        write!(f, "\n  {:10}{:10}", "", "p99")?;
+        for figures in &of.phases {
+            write!(f, "{:>14.1}", figures.p99)?;
+        }
+        writeln!(f)?;
+    }
+    Ok(())
+}
+
+fn idle(f: &mut Formatter<'_>, idle: &[Idle]) -> fmt::Result {
+    let count = idle.first().map_or(0, |idle| idle.containers);
+    writeln!(f, "\none of {count} idle containers, memory in kB")?;
+    let columns = ["PSS", "private", "processes", "threads", "ratio"];
+    write!(f, "  {:10}", "")?;
+    for column in columns {
+        write!(f, "{column:>11}")?;
+    }
+    writeln!(f, "   PSS by process")?;
+    for of in idle {
+        let ratio = promise::memory(idle, of.kind).map_err(|_| fmt::Error)?;
+        let parts: Vec<String> = of
+            .parts
+            .iter()
+            .map(|(name, pss)| format!("{name} {pss:.0}"))
+            .collect();
+        writeln!(
+            f,
+            "  {:10}{:>11.0}{:>11.0}{:>11.1}{:>11.1}{ratio:>11.3}   {}",
+            of.kind,
+            of.pss,
+            of.private,
+            of.processes,
+            of.threads,
+            parts.join(", ")
+        )?;
+    }
+    Ok(())
+}
