@@ -4,7 +4,6 @@
 //! restarting, say) then breaks nothing: our ends of the FIFOs are open for reading and writing,
 //! so output waits in them for the next reader.
 
-use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -331,36 +330,35 @@ fn append(path: &Path, create: bool) -> io::Result<tokio::fs::File> {
 
 /// Copies until the source ends or the sink is closed, counting bytes in `copied`. Holds a buffer
 /// only while there is something to copy: most containers are silent most of the time.
-fn copy(
+async fn copy(
     source: pipe::Receiver,
     sink: impl AsyncWrite + Send + 'static,
     copied: Arc<AtomicU64>,
-) -> impl Future<Output = ()> + Send {
-    async move {
-        let mut sink = pin!(sink);
-        while source.readable().await.is_ok() {
-            let mut buffer = vec![0; CHUNK];
-            loop {
-                match source.try_read(&mut buffer) {
-                    Ok(0) => {
-                        let _ = sink.flush().await;
-                        return;
-                    }
-                    Ok(length) => {
-                        if let Err(error) = sink.write_all(&buffer[..length]).await {
-                            // A stdin that its process has closed is no news.
-                            if error.kind() != io::ErrorKind::BrokenPipe {
-                                log::warn!("copying a container's stream: {error}");
-                            }
-                            return;
+) {
+    let mut sink = pin!(sink);
+    while source.readable().await.is_ok() {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match source.try_read(&mut buffer) {
+                Ok(0) => {
+                    // A file's last write may be under way still.
+                    let _ = sink.flush().await;
+                    return;
+                }
+                Ok(length) => {
+                    if let Err(error) = sink.write_all(&buffer[..length]).await {
+                        // A stdin that its process has closed is no news.
+                        if error.kind() != io::ErrorKind::BrokenPipe {
+                            log::warn!("copying a container's stream: {error}");
                         }
-                        copied.fetch_add(length as u64, Ordering::Relaxed);
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) => {
-                        log::warn!("reading a container's stream: {error}");
                         return;
                     }
+                    copied.fetch_add(length as u64, Ordering::Relaxed);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    log::warn!("reading a container's stream: {error}");
+                    return;
                 }
             }
         }
