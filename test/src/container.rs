@@ -261,7 +261,6 @@ impl<'a> Builder<'a> {
             stdio: None,
             streams: self.streams,
             input: self.input,
-            options: self.options.clone(),
             record: false,
             task: false,
         };
@@ -345,7 +344,6 @@ pub struct Container<'a> {
     stdio: Option<Stdio>,
     streams: Option<[String; 3]>,
     input: Input,
-    options: Option<Any>,
     record: bool,
     task: bool,
 }
@@ -390,7 +388,6 @@ impl Container<'_> {
             stdin,
             stdout,
             stderr,
-            options: self.options.clone(),
             ..Default::default()
         };
         let mut tasks = self.engine.client().tasks();

@@ -70,12 +70,18 @@ impl Containerd {
         Path::new("/run/containerd/s").join(hash)
     }
 
-    /// The processes of a container's or pod's shim: those with its id in their
-    /// arguments.
+    /// The processes that serve a container or pod: those with its id in their
+    /// arguments, without short-lived ones of `start` and `delete`, and without
+    /// inits of guests, which are clones of their shim but live in a pid
+    /// namespace of their own.
     pub fn shims_of(&self, id: &str) -> Vec<u32> {
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let ours = namespace("self");
         self.shims()
             .into_iter()
             .filter(|(_, arguments)| arguments.iter().any(|a| a == id))
+            .filter(|(_, arguments)| !arguments.iter().any(|a| a == "start" || a == "delete"))
+            .filter(|(pid, _)| namespace(&pid.to_string()) == ours)
             .map(|(pid, _)| pid)
             .collect()
     }

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 each_containerd!(
     no_entrypoint, damaged_modules, modules_that_cannot_run, entrypoints_that_are_no_programs, no_rootfs,
     broken_specifications, bad_mounts, missing_namespace, missing_cgroup, bad_streams, id_twice, bad_options,
-    full_cache, readonly_cache, cache_that_is_a_file,
+    full_cache, readonly_cache, cache_that_is_a_file, cache_open_to_others,
 );
 
 /// Fails unless the container is refused with a text that names all of `names`.
@@ -256,7 +256,7 @@ fn cache(folder: &Path) -> prost_types::Any {
 
 /// A file system under the cache with no room for an artifact.
 fn full_cache(engine: &Containerd) -> Result<()> {
-    with_tmpfs(engine, "size=16k", |folder| {
+    with_tmpfs(engine, "size=16k,mode=700", |folder| {
         let builder = engine
             .container(&Rootfs::guests()?)
             .args(["/hello.wasm"])
@@ -266,7 +266,7 @@ fn full_cache(engine: &Containerd) -> Result<()> {
 }
 
 fn readonly_cache(engine: &Containerd) -> Result<()> {
-    with_tmpfs(engine, "ro", |folder| {
+    with_tmpfs(engine, "ro,mode=700", |folder| {
         let builder = engine
             .container(&Rootfs::guests()?)
             .args(["/hello.wasm"])
@@ -282,6 +282,17 @@ fn cache_that_is_a_file(engine: &Containerd) -> Result<()> {
         .args(["/hello.wasm"])
         .options(cache(file.path()));
     refused("a file", builder, &[&file.path().display().to_string()])
+}
+
+/// In a folder where others may write, native code could be anyone's.
+fn cache_open_to_others(engine: &Containerd) -> Result<()> {
+    with_tmpfs(engine, "mode=777", |folder| {
+        let builder = engine
+            .container(&Rootfs::guests()?)
+            .args(["/hello.wasm"])
+            .options(cache(folder));
+        refused("an open folder", builder, &[&folder.display().to_string()])
+    })
 }
 
 /// Runs `test` on a small file system, which is gone afterwards.

@@ -67,11 +67,19 @@ fn save(engine: &Containerd, image: &Image) -> Result<String> {
 fn ctr_run(engine: &Containerd) -> Result<()> {
     let (image, id) = (import(engine, "hello.wasm")?, engine.new_id("ctr"));
     let runtime = ["run", "--rm", "--runtime", lighter_test::WASMTIME];
-    let output = engine.run_ctr(runtime.into_iter().chain([&*image, &*id, "one", "two"]))?;
+    // Arguments of `ctr run` stand in place of the image's entrypoint.
+    let args = [&*image, &*id, "/hello.wasm", "one", "two"];
+    let output = engine.run_ctr(runtime.into_iter().chain(args))?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.starts_with("Hello from WebAssembly!\n"), "{text}");
     assert!(text.contains("argument 2: two\n"), "{text}");
+    engine.ensure_gone(&id)?;
+    // Without arguments it is the entrypoint that runs.
+    let output = engine.run_ctr(runtime.into_iter().chain([&*image, &*id]))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.starts_with("Hello from WebAssembly!\n"), "{text}");
+    assert_eq!(output.status.code(), Some(0));
     engine.ensure_gone(&id)
 }
 
@@ -97,7 +105,7 @@ fn ctr_run_linux(engine: &Containerd) -> Result<()> {
 
 fn ctr_run_stdin(engine: &Containerd) -> Result<()> {
     let (image, id) = (import(engine, "tool.wasm")?, engine.new_id("ctr"));
-    let args = ["run", "--rm", "--runtime", lighter_test::WASMTIME, &image, &id, "cat"];
+    let args = ["run", "--rm", "--runtime", lighter_test::WASMTIME, &image, &id, "/tool.wasm", "cat"];
     let output = engine.feed_ctr(&args, b"through the guest")?;
     assert_eq!(String::from_utf8_lossy(&output.stdout), "through the guest");
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));

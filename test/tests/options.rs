@@ -35,10 +35,14 @@ fn files(folder: &std::path::Path) -> usize {
         .sum()
 }
 
+/// TOML for a cache that the shim makes in a folder.
+fn cache_in(folder: &tempfile::TempDir) -> String {
+    format!("cache_dir = {:?}\n", folder.path().join("cache").display().to_string())
+}
+
 fn toml_body(engine: &Containerd) -> Result<()> {
     let cache = tempfile::tempdir()?;
-    let toml = format!("cache_dir = {:?}\n", cache.path().display().to_string());
-    hello(engine, Some(RuntimeOptions::body(&toml)))?;
+    hello(engine, Some(RuntimeOptions::body(&cache_in(&cache))))?;
     assert!(files(cache.path()) > 0, "the cache is where the options say");
     Ok(())
 }
@@ -46,7 +50,7 @@ fn toml_body(engine: &Containerd) -> Result<()> {
 fn toml_file(engine: &Containerd) -> Result<()> {
     let cache = tempfile::tempdir()?;
     let file = tempfile::NamedTempFile::new()?;
-    fs::write(file.path(), format!("cache_dir = {:?}\n", cache.path().display().to_string()))?;
+    fs::write(file.path(), cache_in(&cache))?;
     hello(engine, Some(RuntimeOptions::path(file.path())))?;
     assert!(files(cache.path()) > 0, "the cache is where the file says");
     Ok(())
@@ -68,7 +72,7 @@ fn ctr_config_path(engine: &Containerd) -> Result<()> {
 
     let cache = tempfile::tempdir()?;
     let file = tempfile::NamedTempFile::new()?;
-    fs::write(file.path(), format!("cache_dir = {:?}\n", cache.path().display().to_string()))?;
+    fs::write(file.path(), cache_in(&cache))?;
     let (id, path) = (engine.new_id("ctr"), file.path().display().to_string());
     let output = engine.run_ctr([
         "run", "--rm", "--runtime", WASMTIME, "--runtime-config-path", &path, &name, &id,
