@@ -1,9 +1,10 @@
 //! What a helper of the zygote does for one request, with libcontainer.
 
 use std::error::Error;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::rc::Rc;
 
 use libcontainer::container::Container;
@@ -12,6 +13,7 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use pathrs::Root;
 
 use crate::bundle::Bundle;
 use crate::capture;
@@ -56,6 +58,7 @@ fn create(
     let start_hooks =
         hooks::adapt(&bundle).map_err(|error| format!("preparing the bundle's hooks: {error}"))?;
     rootfs::mount(&request.mounts, &request.rootfs).map_err(|error| error.to_string())?;
+    make_working_directory(&bundle);
     let build = || -> Result<Container, LibcontainerError> {
         fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
         ContainerBuilder::new(request.target.id.clone(), SyscallType::default())
@@ -84,6 +87,20 @@ fn create(
         log::warn!("{leftover}");
     }
     pid
+}
+
+/// Makes the process's working directory where the image lacks it, as runc does. Where it cannot
+/// be made (on a read-only file system, say), entering it fails and tells.
+fn make_working_directory(bundle: &Bundle) {
+    let Some(cwd) = bundle.process().map(|process| process.cwd()) else {
+        return;
+    };
+    // Below the root whatever symbolic links the image holds.
+    let made = Root::open(&bundle.rootfs)
+        .and_then(|root| root.mkdir_all(cwd, &Permissions::from_mode(0o755)));
+    if let Err(error) = made {
+        log::debug!("making the working directory {}: {error}", cwd.display());
+    }
 }
 
 fn start(target: &Target) -> Result<(), String> {
@@ -127,6 +144,13 @@ pub(crate) fn delete(target: &Target) -> Result<(), String> {
     }
 }
 
+/// What libcontainer says before its reasons whatever they are.
+const WRAPPINGS: [&str; 3] = [
+    "failed to create container: ",
+    "exec process failed with error ",
+    "error in executing process : ",
+];
+
 /// An error with all its causes, and the first that was only logged where it says more.
 fn explain(error: &dyn Error, logged: Option<String>) -> String {
     let mut text = error.to_string();
@@ -137,6 +161,11 @@ fn explain(error: &dyn Error, logged: Option<String>) -> String {
             text = format!("{text}: {reason}");
         }
         cause = error.source();
+    }
+    for wrapping in WRAPPINGS {
+        if let Some(reason) = text.strip_prefix(wrapping) {
+            text = reason.to_owned();
+        }
     }
     match logged {
         Some(logged) if !logged.contains(&text) => format!("{text} ({logged})"),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -11,6 +12,7 @@ use containerd_shim::api::DeleteResponse;
 use containerd_shim::protos::protobuf::{Message, MessageField};
 
 use crate::options::Options;
+use crate::start::{ADDRESS_FILE, socket_path};
 use crate::task::{remembered, timestamp};
 
 /// The exit status of a container whose end nobody saw: that of SIGKILL, as in the runc shim.
@@ -35,6 +37,7 @@ pub fn delete(flags: &Flags) -> io::Result<()> {
     if let Err(error) = container::delete_orphan(&target, &rootfs) {
         eprintln!("freeing container {}: {error}", flags.id);
     }
+    remove_dead_socket(&bundle);
     let response = DeleteResponse {
         pid,
         exit_status: KILLED,
@@ -52,4 +55,18 @@ fn bundle_path(flags: &Flags) -> io::Result<PathBuf> {
     }
     let here = std::env::current_dir()?;
     Ok(here.parent().unwrap_or(&here).join(&flags.id))
+}
+
+/// Removes the socket of the daemon that served `bundle`, if nobody listens on it any more.
+fn remove_dead_socket(bundle: &Path) {
+    let Ok(address) = fs::read_to_string(bundle.join(ADDRESS_FILE)) else {
+        return;
+    };
+    let path = Path::new(socket_path(&address));
+    if UnixStream::connect(path).is_err()
+        && let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        eprintln!("removing {}: {error}", path.display());
+    }
 }

@@ -34,7 +34,7 @@ const GROUP_ANNOTATIONS: [&str; 2] = [
 const MAX_INPUT: u64 = 10 << 20;
 
 /// The file in the bundle where containerd 1.6 looks for the daemon's address.
-const ADDRESS_FILE: &str = "address";
+pub(crate) const ADDRESS_FILE: &str = "address";
 
 /// What of config.json matters here.
 #[derive(Deserialize)]
@@ -99,7 +99,8 @@ fn group(id: &str) -> io::Result<String> {
         .unwrap_or_else(|| id.to_owned()))
 }
 
-fn socket_path(address: &str) -> &str {
+/// The file system's part of a socket's address.
+pub(crate) fn socket_path(address: &str) -> &str {
     address.strip_prefix("unix://").unwrap_or(address)
 }
 
