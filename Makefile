@@ -1,0 +1,64 @@
+# Builds, tests, shows and installs Lighter. `make help` lists what there is.
+#
+# CARGO_TARGET_DIR moves everything that is built or fetched (default: target).
+
+PREFIX ?= /usr/local
+BINDIR = $(DESTDIR)$(PREFIX)/bin
+
+PROGRAMS = containerd-shim-wasmtime-v1 lighter
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# .cargo/config.toml has everything built for an explicit target.
+RELEASE = $(TARGET)/$(shell rustc -vV | sed -n 's/^host: //p')/release
+
+# Everywhere the whole workspace: with parts of it, cargo would choose other
+# features of shared dependencies and compile these once more.
+CARGO_FLAGS = --release --workspace --locked
+
+ifneq ($(shell uname -m),x86_64)
+# .cargo/config.toml knows the folder of libseccomp.a for x86_64 only.
+export LIBSECCOMP_LIB_PATH ?= /usr/lib/$(shell gcc -print-multiarch)
+endif
+
+.PHONY: help
+help: ## print this list
+	@echo 'usage: make TARGET [PREFIX=/usr/local] [DESTDIR=]'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+.PHONY: demo
+demo: ## show a guest and a Linux container under a private containerd (as root)
+	@examples/hello/demo.sh
+
+.PHONY: test
+test: setup build ## run every test (as root)
+	cargo test $(CARGO_FLAGS) --no-fail-fast
+
+.PHONY: setup
+setup: ## fetch and install what the tests need, beside what runs here already
+	test/setup/engines
+	test/setup/guests
+	test/setup/uml
+
+.PHONY: build
+build: ## build the shim and lighter
+	@test/setup/build
+	cargo build $(CARGO_FLAGS)
+
+.PHONY: install
+install: build ## install both programs into PREFIX/bin
+	install -D -m 755 -t $(BINDIR) $(PROGRAMS:%=$(RELEASE)/%)
+
+.PHONY: uninstall
+uninstall: ## remove them again; compiled guests stay in /var/lib/lighter
+	rm -f $(PROGRAMS:%=$(BINDIR)/%)
+
+.PHONY: bench
+bench: build ## measure beside runc (as root)
+	test/setup/engines containerd-2.1
+	test/setup/guests hello
+	$(RELEASE)/lighter-bench
+
+.PHONY: lint
+lint: ## check format and style
+	@test/setup/build
+	cargo fmt --all --check
+	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
