@@ -376,10 +376,12 @@ impl Container<'_> {
         let [stdin, stdout, stderr] = match &self.streams {
             Some(streams) => streams.clone(),
             None => {
-                let stdio = Stdio::new(self.engine.folder(), self.input.clone())?;
-                let paths = [stdio.stdin_path(), stdio.path("stdout"), stdio.path("stderr")];
-                self.stdio = Some(stdio);
-                paths
+                let stdio = match self.stdio.take() {
+                    Some(stdio) => stdio,
+                    None => Stdio::new(self.engine.folder(), self.input.clone())?,
+                };
+                let stdio = self.stdio.insert(stdio);
+                [stdio.stdin_path(), stdio.path("stdout"), stdio.path("stderr")]
             }
         };
         let request = CreateTaskRequest {

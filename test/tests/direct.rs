@@ -6,7 +6,7 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::{
     api::{
-        CheckpointTaskRequest, CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteRequest,
+        CheckpointTaskRequest, ConnectRequest, CreateTaskRequest, DeleteRequest,
         ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, ResizePtyRequest,
         ResumeRequest, StartRequest, StateRequest, StatsRequest, UpdateTaskRequest, WaitRequest,
     },
@@ -58,42 +58,42 @@ fn unknown_and_doubled_ids() -> Result<()> {
         let id = engine.new_id("direct");
         let bundle = bundle(&engine, &id, &["/bin/sleep", "1000"])?;
         let shim = Shim::start(&engine, runtime, &id, bundle.path())?;
-        let created = shim.create()?;
+        let created = shim.create().context("create")?;
         ensure!(created.pid > 0, "{created:?}");
         let tasks = shim.tasks();
         let other = || "other".to_owned();
         answers.push(vec![
-            ("create again", refusal(shim.create())?.0),
-            ("state", refusal(tasks.state(deadline(), &request!(StateRequest { id: other() })))?.0),
-            ("start", refusal(tasks.start(deadline(), &request!(StartRequest { id: other() })))?.0),
-            ("kill", refusal(tasks.kill(deadline(), &request!(KillRequest { id: other(), signal: 9 })))?.0),
-            ("wait", refusal(tasks.wait(deadline(), &request!(WaitRequest { id: other() })))?.0),
-            ("delete", refusal(tasks.delete(deadline(), &request!(DeleteRequest { id: other() })))?.0),
-            ("pids", refusal(tasks.pids(deadline(), &request!(PidsRequest { id: other() })))?.0),
-            ("stats", refusal(tasks.stats(deadline(), &request!(StatsRequest { id: other() })))?.0),
+            ("create again", refusal(shim.create()).context("create again")?.0),
+            ("state", refusal(tasks.state(deadline(), &request!(StateRequest { id: other() }))).context("state")?.0),
+            ("start", refusal(tasks.start(deadline(), &request!(StartRequest { id: other() }))).context("start")?.0),
+            ("kill", refusal(tasks.kill(deadline(), &request!(KillRequest { id: other(), signal: 9 }))).context("kill")?.0),
+            ("wait", refusal(tasks.wait(deadline(), &request!(WaitRequest { id: other() }))).context("wait")?.0),
+            ("delete", refusal(tasks.delete(deadline(), &request!(DeleteRequest { id: other() }))).context("delete")?.0),
+            ("pids", refusal(tasks.pids(deadline(), &request!(PidsRequest { id: other() }))).context("pids")?.0),
+            ("stats", refusal(tasks.stats(deadline(), &request!(StatsRequest { id: other() }))).context("stats")?.0),
             (
                 "state of an exec process",
-                refusal(tasks.state(deadline(), &request!(StateRequest { id: id.clone(), exec_id: other() })))?.0,
+                refusal(tasks.state(deadline(), &request!(StateRequest { id: id.clone(), exec_id: other() }))).context("of an exec process")?.0,
             ),
             (
                 "start of an exec process",
-                refusal(tasks.start(deadline(), &request!(StartRequest { id: id.clone(), exec_id: other() })))?.0,
+                refusal(tasks.start(deadline(), &request!(StartRequest { id: id.clone(), exec_id: other() }))).context("of an exec process")?.0,
             ),
             (
                 "delete of a running task",
                 {
-                    tasks.start(deadline(), &request!(StartRequest { id: id.clone() }))?;
+                    tasks.start(deadline(), &request!(StartRequest { id: id.clone() })).context("start")?;
                     refusal(tasks.delete(deadline(), &request!(DeleteRequest { id: id.clone() })))?.0
                 },
             ),
         ]);
-        let connected = tasks.connect(deadline(), &request!(ConnectRequest { id: id.clone() }))?;
+        let connected = tasks.connect(deadline(), &request!(ConnectRequest { id: id.clone() })).context("connect")?;
         ensure!(connected.task_pid == created.pid, "{connected:?}");
         ensure!(engine.shims_of(&id).contains(&connected.shim_pid), "{connected:?}");
-        tasks.kill(deadline(), &request!(KillRequest { id: id.clone(), signal: 9 }))?;
-        let exit = tasks.wait(deadline(), &request!(WaitRequest { id: id.clone() }))?;
+        tasks.kill(deadline(), &request!(KillRequest { id: id.clone(), signal: 9 })).context("kill")?;
+        let exit = tasks.wait(deadline(), &request!(WaitRequest { id: id.clone() })).context("wait")?;
         ensure!(exit.exit_status == 137, "{exit:?}");
-        let deleted = tasks.delete(deadline(), &request!(DeleteRequest { id: id.clone() }))?;
+        let deleted = tasks.delete(deadline(), &request!(DeleteRequest { id: id.clone() })).context("delete")?;
         ensure!((deleted.exit_status, deleted.pid) == (137, created.pid), "{deleted:?}");
         drop(shim);
         engine.ensure_gone(&id)?;
@@ -111,14 +111,16 @@ fn calls_that_are_not_there() -> Result<()> {
     let shim = Shim::start(&engine, "wasmtime", &id, bundle.path())?;
     shim.create()?;
     let tasks = shim.tasks();
+    let context = |name: &'static str, answer: Result<(Code, String)>| {
+        answer.with_context(|| name.to_owned()).map(|answer| (name, answer))
+    };
     let answers = [
-        ("Exec", refusal(tasks.exec(deadline(), &request!(ExecProcessRequest { id: id.clone() })))?),
-        ("Pause", refusal(tasks.pause(deadline(), &request!(PauseRequest { id: id.clone() })))?),
-        ("Resume", refusal(tasks.resume(deadline(), &request!(ResumeRequest { id: id.clone() })))?),
-        ("Checkpoint", refusal(tasks.checkpoint(deadline(), &request!(CheckpointTaskRequest { id: id.clone() })))?),
-        ("Update", refusal(tasks.update(deadline(), &request!(UpdateTaskRequest { id: id.clone() })))?),
-        ("ResizePty", refusal(tasks.resize_pty(deadline(), &request!(ResizePtyRequest { id: id.clone() })))?),
-        ("CloseIO", refusal(tasks.close_io(deadline(), &request!(CloseIORequest { id: id.clone() })))?),
+        context("Exec", refusal(tasks.exec(deadline(), &request!(ExecProcessRequest { id: id.clone() }))))?,
+        context("Pause", refusal(tasks.pause(deadline(), &request!(PauseRequest { id: id.clone() }))))?,
+        context("Resume", refusal(tasks.resume(deadline(), &request!(ResumeRequest { id: id.clone() }))))?,
+        context("Checkpoint", refusal(tasks.checkpoint(deadline(), &request!(CheckpointTaskRequest { id: id.clone() }))))?,
+        context("Update", refusal(tasks.update(deadline(), &request!(UpdateTaskRequest { id: id.clone() }))))?,
+        context("ResizePty", refusal(tasks.resize_pty(deadline(), &request!(ResizePtyRequest { id: id.clone() }))))?,
     ];
     for (name, (code, message)) in answers {
         assert_eq!(code, Code::UNIMPLEMENTED, "{name}: {message}");
@@ -138,13 +140,14 @@ fn bundles_that_are_wrong() -> Result<()> {
         change(&mut spec);
         write(bundle, &spec)
     }
-    let cases: [(&str, &str, Change); 8] = [
+    let cases: [(&str, &str, Change); 9] = [
         ("no config.json", "config.json", |bundle| Ok(fs::remove_file(bundle.join("config.json"))?)),
         ("not JSON", "config.json", |bundle| Ok(fs::write(bundle.join("config.json"), "{\"process\":")?)),
         ("an empty config.json", "config.json", |bundle| Ok(fs::write(bundle.join("config.json"), "")?)),
         ("no process", "process", |bundle| edit(bundle, |spec| spec["process"] = Value::Null)),
         ("no args", "args", |bundle| edit(bundle, |spec| spec["process"]["args"] = Value::Null)),
         ("empty args", "args", |bundle| edit(bundle, |spec| spec["process"]["args"] = json!([]))),
+        ("a word where a number belongs", "config.json", |bundle| edit(bundle, |spec| spec["process"]["user"] = json!({"uid": "me"}))),
         ("no root", "root", |bundle| edit(bundle, |spec| spec["root"] = Value::Null)),
         ("no rootfs", "rootfs", |bundle| Ok(fs::remove_dir_all(bundle.join("rootfs"))?)),
     ];

@@ -36,7 +36,14 @@ fn compare(engine: &Containerd, ask: impl Fn(&mut Container) -> Result<Answers>)
         let answers = ask(&mut container)?;
         match &expected {
             None => expected = Some(answers),
-            Some(expected) => assert_eq!(&answers, expected, "{runtime} {args:?}"),
+            Some(expected) => {
+                for ((call, ours), (_, theirs)) in answers.iter().zip(expected) {
+                    // Where runc's shim fails without a code, any code is better.
+                    let better = theirs == "Unknown" && ours != "OK";
+                    assert!(ours == theirs || better, "{call}: {ours}, not {theirs}: {runtime} {args:?}");
+                }
+                assert_eq!(answers.len(), expected.len());
+            }
         }
     }
     Ok(())

@@ -65,7 +65,7 @@ fn in_a_read(engine: &Containerd) -> Result<()> {
                 .stdin(lighter_test::Input::Fed)
                 .create()?;
             container.start()?;
-            container.feed(b"begin");
+            container.feed(b"begin\n");
             container.wait_for_output("begin")?;
             let begin = Instant::now();
             container.kill(signal)?;
