@@ -54,6 +54,7 @@ pub mod cgroup;
 mod container;
 mod containerd;
 mod ctr;
+pub mod dockerd;
 pub mod events;
 pub mod leaks;
 pub mod metrics;
