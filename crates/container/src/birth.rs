@@ -7,10 +7,13 @@ use std::pin::pin;
 use std::time::Duration;
 
 use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::init::{FromInit, ToInit};
 use crate::message::{self, AsyncSocket};
 use crate::stdio::ContainerStdio;
+use crate::sys;
 use crate::zygote::{Create, Reply, Request, Target, Zygote};
 
 /// How long a start waits for the guest's instantiation. One that takes longer is running code
@@ -22,6 +25,7 @@ pub struct Container {
     target: Target,
     /// Its init process, a child of the daemon.
     pub pid: Pid,
+    handle: OwnedFd,
     init: AsyncSocket,
 }
 
@@ -64,12 +68,48 @@ impl Container {
                     said => answer(&init, said, &artifact).await,
                 },
                 reply = &mut call => return match reply? {
-                    Reply::Created(pid) => Ok(Self { target, pid: Pid::from_raw(pid), init }),
+                    Reply::Created(pid) => Self::created(zygote, target, pid, init).await,
                     Reply::Failed(reason) => Err(told.unwrap_or(reason)),
                     Reply::Done => Err("the zygote answered a create with something else".to_owned()),
                 },
             }
         }
+    }
+
+    async fn created(
+        zygote: &Zygote,
+        target: Target,
+        pid: i32,
+        init: AsyncSocket,
+    ) -> Result<Self, String> {
+        // The init is this process's child and may be a zombie by now, but not reaped and its pid
+        // given to another: then there is no handle to be had.
+        let opened = rustix::process::Pid::from_raw(pid)
+            .ok_or(Errno::SRCH)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        match opened {
+            Ok(handle) => Ok(Self {
+                target,
+                pid: Pid::from_raw(pid),
+                handle,
+                init,
+            }),
+            Err(error) => {
+                let ended = format!("the container's init ended at once ({error})");
+                match ask(zygote, &Request::Delete(target)).await {
+                    Ok(()) => Err(ended),
+                    Err(leftover) => Err(format!("{ended}, and left something: {leftover}")),
+                }
+            }
+        }
+    }
+
+    /// Sends the signal numbered `signal` to the init.
+    ///
+    /// # Errors
+    /// `ESRCH` when it has ended and been reaped, `EINVAL` when there is no such signal.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        sys::send_signal(self.handle.as_fd(), signal)
     }
 
     /// Lets the container's init run its entrypoint, and waits until it does.

@@ -135,3 +135,27 @@ pub fn stdin_from_null() -> io::Result<()> {
 pub fn close_inherited() {
     close_range(3, u32::MAX);
 }
+
+/// Sends the signal numbered `signal`, real-time ones included, to the process that `pidfd` stands
+/// for (pidfd_send_signal(2)).
+///
+/// # Errors
+/// `ESRCH` when it is gone, `EINVAL` when there is no such signal.
+pub fn send_signal(pidfd: BorrowedFd, signal: i32) -> io::Result<()> {
+    let none = std::ptr::null_mut::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open for as long as it is borrowed; no siginfo is passed.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            none,
+            0,
+        )
+    };
+    if sent == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -4,7 +4,6 @@
 //! whatever moves it on, so that an exit in the middle of a start is told after the start.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -15,9 +14,9 @@ use container::{Bundle, Container, Create, Exit, Reaper, Stdio, StdioPaths, Targ
 use containerd_shim::api::{CreateTaskRequest, Status};
 use containerd_shim::protos::protobuf::MessageField;
 use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid};
-use rustix::io::Errno;
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::{Mutex, oneshot, watch};
 
 use crate::error::Error;
@@ -47,7 +46,6 @@ pub struct Task {
     paths: StdioPaths,
     owns_pid_namespace: bool,
     container: Container,
-    pidfd: OwnedFd,
     stdio: Stdio,
     cgroup: Option<Cgroup>,
     lifecycle: Mutex<Phase>,
@@ -118,26 +116,18 @@ impl Task {
         };
         let container = Container::create(&daemon.zygote, create.clone(), theirs, artifact)
             .await
-            .map_err(|reason| Error::Unknown(format!("OCI runtime create failed: {reason}")))?;
+            .map_err(|reason| {
+                // The zygote's helper has done so, unless it died on the way.
+                if let Err(error) = rootfs::unmount(&bundle.rootfs) {
+                    log::warn!("{}: {error}", request.id);
+                }
+                Error::Unknown(format!("OCI runtime create failed: {reason}"))
+            })?;
         let init = daemon.reaper.exit_of(container.pid, since);
         let pid = container.pid.as_raw();
         if let Err(error) = note(pid as u32) {
             log::warn!("{}: {error}", request.id);
         }
-        let pidfd = rustix::process::Pid::from_raw(pid)
-            .ok_or(Errno::SRCH)
-            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let pidfd = match pidfd {
-            Ok(pidfd) => pidfd,
-            Err(error) => {
-                // It died at once: free what it left.
-                let _ = container.delete(&daemon.zygote).await;
-                let _ = rootfs::unmount(&bundle.rootfs);
-                return Err(Error::Unknown(format!(
-                    "OCI runtime create failed: the container's init ended at once ({error})"
-                )));
-            }
-        };
         let cgroup = Cgroup::of(pid as u32)
             .inspect_err(|error| log::warn!("{}: {error}", request.id))
             .ok();
@@ -149,7 +139,6 @@ impl Task {
             paths,
             owns_pid_namespace: bundle.owns_pid_namespace(),
             container,
-            pidfd,
             stdio,
             cgroup,
             lifecycle: Mutex::new(Phase::Created),
@@ -222,7 +211,7 @@ impl Task {
         }
         if !self.owns_pid_namespace {
             // The other processes live on in somebody else's pid namespace.
-            self.kill_all(nix::sys::signal::Signal::SIGKILL);
+            self.kill_all(Signal::SIGKILL);
         }
         self.stdio.drain().await;
 
@@ -289,7 +278,7 @@ impl Task {
             Phase::Created => {
                 drop(phase);
                 // An init that has gone meanwhile is as good as killed.
-                let _ = self.signal(Signal::KILL);
+                let _ = self.signal(Signal::SIGKILL as i32);
                 self.wait().await;
                 phase = self.lifecycle.lock().await;
             }
@@ -326,25 +315,26 @@ impl Task {
     /// When the task has ended, or there is no such signal.
     pub fn kill(&self, signal: u32, all: bool) -> Result<(), Error> {
         if all {
-            let signal = nix::sys::signal::Signal::try_from(signal as i32)
+            let signal = Signal::try_from(signal as i32)
                 .map_err(|_| Error::InvalidArgument(format!("there is no signal {signal}")))?;
             self.kill_all(signal);
             return Ok(());
         }
-        let signal = Signal::from_named_raw(signal as i32)
-            .ok_or_else(|| Error::InvalidArgument(format!("there is no signal {signal}")))?;
-        self.signal(signal)
+        self.signal(signal as i32)
     }
 
-    fn signal(&self, signal: Signal) -> Result<(), Error> {
-        match pidfd_send_signal(&self.pidfd, signal) {
-            Ok(()) => Ok(()),
-            Err(Errno::SRCH) => Err(Error::NotFound("process already finished".into())),
-            Err(error) => Err(Error::Unknown(format!("unknown error after kill: {error}"))),
-        }
+    fn signal(&self, signal: i32) -> Result<(), Error> {
+        let Err(error) = self.container.signal(signal) else {
+            return Ok(());
+        };
+        Err(match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ESRCH) => Error::NotFound("process already finished".into()),
+            Some(Errno::EINVAL) => Error::InvalidArgument(format!("there is no signal {signal}")),
+            _ => Error::Unknown(format!("unknown error after kill: {error}")),
+        })
     }
 
-    fn kill_all(&self, signal: nix::sys::signal::Signal) {
+    fn kill_all(&self, signal: Signal) {
         if let Some(cgroup) = &self.cgroup
             && let Err(error) = cgroup.kill_all(signal)
         {
