@@ -220,7 +220,11 @@ impl<'a> Builder<'a> {
     pub fn network(self, path: &std::path::Path) -> Self {
         let path = path.display().to_string();
         self.spec(|spec| {
-            for namespace in spec["linux"]["namespaces"].as_array_mut().into_iter().flatten() {
+            for namespace in spec["linux"]["namespaces"]
+                .as_array_mut()
+                .into_iter()
+                .flatten()
+            {
                 if namespace["type"] == "network" {
                     namespace["path"] = json!(path);
                 }
@@ -281,8 +285,13 @@ impl<'a> Builder<'a> {
                 ..Default::default()
             }),
         };
-        call(self.engine.client().containers().create(self.engine.request(request)))
-            .context("create the container")?;
+        call(
+            self.engine
+                .client()
+                .containers()
+                .create(self.engine.request(request)),
+        )
+        .context("create the container")?;
         container.record = true;
         Ok(container)
     }
@@ -381,7 +390,11 @@ impl Container<'_> {
                     None => Stdio::new(self.engine.folder(), self.input.clone())?,
                 };
                 let stdio = self.stdio.insert(stdio);
-                [stdio.stdin_path(), stdio.path("stdout"), stdio.path("stderr")]
+                [
+                    stdio.stdin_path(),
+                    stdio.path("stdout"),
+                    stdio.path("stderr"),
+                ]
             }
         };
         let request = CreateTaskRequest {
@@ -409,8 +422,13 @@ impl Container<'_> {
             container_id: self.id.clone(),
             exec_id: String::new(),
         };
-        call(self.engine.client().tasks().start(self.engine.request(request)))
-            .with_context(|| format!("start the task {}", self.id))?;
+        call(
+            self.engine
+                .client()
+                .tasks()
+                .start(self.engine.request(request)),
+        )
+        .with_context(|| format!("start the task {}", self.id))?;
         Ok(())
     }
 
@@ -423,9 +441,14 @@ impl Container<'_> {
             container_id: self.id.clone(),
             exec_id: String::new(),
         };
-        let answer = call(self.engine.client().tasks().wait(self.engine.request(request)))
-            .with_context(|| format!("wait for the task {}", self.id))?
-            .into_inner();
+        let answer = call(
+            self.engine
+                .client()
+                .tasks()
+                .wait(self.engine.request(request)),
+        )
+        .with_context(|| format!("wait for the task {}", self.id))?
+        .into_inner();
         Ok(Exit {
             status: answer.exit_status,
             at: answer.exited_at,
@@ -451,8 +474,13 @@ impl Container<'_> {
             signal,
             all,
         };
-        call(self.engine.client().tasks().kill(self.engine.request(request)))
-            .with_context(|| format!("kill the task {}", self.id))?;
+        call(
+            self.engine
+                .client()
+                .tasks()
+                .kill(self.engine.request(request)),
+        )
+        .with_context(|| format!("kill the task {}", self.id))?;
         Ok(())
     }
 
@@ -465,9 +493,17 @@ impl Container<'_> {
             container_id: self.id.clone(),
             exec_id: String::new(),
         };
-        let answer = call(self.engine.client().tasks().get(self.engine.request(request)))
-            .with_context(|| format!("get the task {}", self.id))?;
-        answer.into_inner().process.context("a state without a process")
+        let answer = call(
+            self.engine
+                .client()
+                .tasks()
+                .get(self.engine.request(request)),
+        )
+        .with_context(|| format!("get the task {}", self.id))?;
+        answer
+            .into_inner()
+            .process
+            .context("a state without a process")
     }
 
     /// The task's processes.
@@ -478,9 +514,19 @@ impl Container<'_> {
         let request = ListPidsRequest {
             container_id: self.id.clone(),
         };
-        let answer = call(self.engine.client().tasks().list_pids(self.engine.request(request)))
-            .with_context(|| format!("list the processes of {}", self.id))?;
-        Ok(answer.into_inner().processes.iter().map(|p| p.pid).collect())
+        let answer = call(
+            self.engine
+                .client()
+                .tasks()
+                .list_pids(self.engine.request(request)),
+        )
+        .with_context(|| format!("list the processes of {}", self.id))?;
+        Ok(answer
+            .into_inner()
+            .processes
+            .iter()
+            .map(|p| p.pid)
+            .collect())
     }
 
     /// The task's figures: the message as the shim sent it.
@@ -491,8 +537,13 @@ impl Container<'_> {
         let request = MetricsRequest {
             filters: vec![format!("id=={}", self.id)],
         };
-        let answer = call(self.engine.client().tasks().metrics(self.engine.request(request)))
-            .with_context(|| format!("figures of the task {}", self.id))?;
+        let answer = call(
+            self.engine
+                .client()
+                .tasks()
+                .metrics(self.engine.request(request)),
+        )
+        .with_context(|| format!("figures of the task {}", self.id))?;
         let metric = answer.into_inner().metrics.into_iter().next();
         metric
             .and_then(|metric| metric.data)
@@ -507,9 +558,14 @@ impl Container<'_> {
         let request = DeleteTaskRequest {
             container_id: self.id.clone(),
         };
-        let answer = call(self.engine.client().tasks().delete(self.engine.request(request)))
-            .with_context(|| format!("delete the task {}", self.id))?
-            .into_inner();
+        let answer = call(
+            self.engine
+                .client()
+                .tasks()
+                .delete(self.engine.request(request)),
+        )
+        .with_context(|| format!("delete the task {}", self.id))?
+        .into_inner();
         self.task = false;
         Ok(Exit {
             status: answer.exit_status,
@@ -538,7 +594,12 @@ impl Container<'_> {
             exec_id: String::new(),
             stdin: true,
         };
-        match call(self.engine.client().tasks().close_io(self.engine.request(request))) {
+        match call(
+            self.engine
+                .client()
+                .tasks()
+                .close_io(self.engine.request(request)),
+        ) {
             Err(status) if status.code() != Code::Unimplemented => {
                 Err(status).context("close the standard input")
             }
@@ -563,8 +624,15 @@ impl Container<'_> {
     /// # Errors
     /// It has not in time; the message shows both streams.
     pub fn wait_for_output(&self, text: &str) -> Result<()> {
-        crate::eventually("output", || self.stdout().contains(text).then_some(()))
-            .with_context(|| format!("{text:?} in {:?}; stderr {:?}", self.stdout(), self.stderr()))
+        crate::eventually("output", || self.stdout().contains(text).then_some(())).with_context(
+            || {
+                format!(
+                    "{text:?} in {:?}; stderr {:?}",
+                    self.stdout(),
+                    self.stderr()
+                )
+            },
+        )
     }
 
     /// The container's task events until now.
@@ -634,8 +702,13 @@ impl Container<'_> {
             let request = DeleteContainerRequest {
                 id: self.id.clone(),
             };
-            call(self.engine.client().containers().delete(self.engine.request(request)))
-                .with_context(|| format!("delete the container {}", self.id))?;
+            call(
+                self.engine
+                    .client()
+                    .containers()
+                    .delete(self.engine.request(request)),
+            )
+            .with_context(|| format!("delete the container {}", self.id))?;
             self.record = false;
             self.engine.remove_snapshot(&self.id)?;
         }

@@ -1,9 +1,9 @@
 //! The real `ctr` of a daemon's version.
 
 use std::{
+    io::Write,
     path::Path,
     process::{Command, Output, Stdio},
-    io::Write,
 };
 
 use anyhow::{Context, Result, ensure};

@@ -170,6 +170,11 @@ impl Recorder {
             let events = self.of(container);
             events.iter().any(|e| e.name() == name).then_some(events)
         })
-        .with_context(|| format!("event {name} of {container}; came: {:?}", self.of(container)))
+        .with_context(|| {
+            format!(
+                "event {name} of {container}; came: {:?}",
+                self.of(container)
+            )
+        })
     }
 }

@@ -164,7 +164,10 @@ impl Containerd {
     /// Bundles, and sockets that are not the daemon's own.
     fn files(&self) -> Vec<String> {
         let bundles = |top: PathBuf| {
-            subfolders(&top.join("io.containerd.runtime.v2.task").join(self.namespace()))
+            subfolders(
+                &top.join("io.containerd.runtime.v2.task")
+                    .join(self.namespace()),
+            )
         };
         let mut lines: Vec<String> = bundles(self.state())
             .iter()
@@ -193,7 +196,9 @@ impl Containerd {
 /// It does not run.
 pub fn open_files(pid: u32) -> Result<usize> {
     let folder = format!("/proc/{pid}/fd");
-    Ok(fs::read_dir(&folder).with_context(|| folder.clone())?.count())
+    Ok(fs::read_dir(&folder)
+        .with_context(|| folder.clone())?
+        .count())
 }
 
 /// Fails unless a process is gone, a dead one that nobody has waited for

@@ -16,12 +16,23 @@ pub fn importing(from: &str, name: &str) -> Vec<u8> {
     import.extend(text(from));
     import.extend(text(name));
     import.extend([0x00, 0x00]);
-    module(&[(1, FUNCTION_TYPE), (2, &import), (3, &[1, 0]), (7, &export("_start", 1)), (10, EMPTY_BODY)])
+    module(&[
+        (1, FUNCTION_TYPE),
+        (2, &import),
+        (3, &[1, 0]),
+        (7, &export("_start", 1)),
+        (10, EMPTY_BODY),
+    ])
 }
 
 /// A module with one function that does nothing, exported under a name.
 pub fn exporting(name: &str) -> Vec<u8> {
-    module(&[(1, FUNCTION_TYPE), (3, &[1, 0]), (7, &export(name, 0)), (10, EMPTY_BODY)])
+    module(&[
+        (1, FUNCTION_TYPE),
+        (3, &[1, 0]),
+        (7, &export(name, 0)),
+        (10, EMPTY_BODY),
+    ])
 }
 
 /// A module with nothing in it.

@@ -66,8 +66,8 @@ impl Rootfs {
     pub fn busybox() -> Self {
         const APPLETS: &[&str] = &[
             "cat", "chmod", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "ip",
-            "kill", "ln", "ls", "mkdir", "mount", "nc", "ping", "printf", "ps", "pwd", "readlink", "sh",
-            "sleep", "stat", "tail", "test", "touch", "true", "umount", "wc", "wget", "yes",
+            "kill", "ln", "ls", "mkdir", "mount", "nc", "ping", "printf", "ps", "pwd", "readlink",
+            "sh", "sleep", "stat", "tail", "test", "touch", "true", "umount", "wc", "wget", "yes",
         ];
         let mut rootfs = Self::base()
             .folder("/bin", 0o755)
@@ -193,18 +193,22 @@ impl Containerd {
         umount2(folder.path(), MntFlags::MNT_DETACH)?;
         written?;
         let mut snapshots = self.client().snapshots();
-        call(snapshots.commit(self.request(CommitSnapshotRequest {
-            snapshotter: SNAPSHOTTER.to_owned(),
-            name: name.clone(),
-            key,
-            // The garbage collector must not take what no container uses yet.
-            labels: [(
-                "containerd.io/gc.root".to_owned(),
-                "2026-01-01T00:00:00Z".to_owned(),
-            )]
-            .into(),
-            ..Default::default()
-        })))?;
+        call(
+            snapshots.commit(
+                self.request(CommitSnapshotRequest {
+                    snapshotter: SNAPSHOTTER.to_owned(),
+                    name: name.clone(),
+                    key,
+                    // The garbage collector must not take what no container uses yet.
+                    labels: [(
+                        "containerd.io/gc.root".to_owned(),
+                        "2026-01-01T00:00:00Z".to_owned(),
+                    )]
+                    .into(),
+                    ..Default::default()
+                }),
+            ),
+        )?;
         known.insert(description, name.clone());
         Ok(name)
     }
@@ -255,7 +259,9 @@ impl Containerd {
             key: key.to_owned(),
         };
         let mut snapshots = self.client().snapshots();
-        let mounts = call(snapshots.mounts(self.request(request)))?.into_inner().mounts;
+        let mounts = call(snapshots.mounts(self.request(request)))?
+            .into_inner()
+            .mounts;
         let folder = tempfile::Builder::new()
             .prefix("look-")
             .tempdir_in(self.folder())?;

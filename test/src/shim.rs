@@ -2,6 +2,7 @@
 //! directly, for what containerd never lets through.
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
@@ -13,6 +14,8 @@ use containerd_shim_protos::{
     api::{CreateTaskRequest, CreateTaskResponse},
     ttrpc::{Code, Error, context},
 };
+
+use nix::{sys::stat::Mode, unistd::mkfifo};
 
 use crate::{Containerd, version::built_programs};
 
@@ -34,6 +37,8 @@ pub struct Shim<'a> {
     bundle: PathBuf,
     id: String,
     client: TaskClient,
+    /// The pipe that containerd reads a shim's log from; it is not read here.
+    _log: File,
 }
 
 impl<'a> Shim<'a> {
@@ -44,6 +49,9 @@ impl<'a> Shim<'a> {
     /// `start` fails; the message is what it wrote.
     pub fn start(engine: &'a Containerd, runtime: &str, id: &str, bundle: &Path) -> Result<Self> {
         let program = program(engine, runtime)?;
+        let log = bundle.join("log");
+        mkfifo(&log, Mode::S_IRWXU).context("make the log pipe")?;
+        let log = File::options().read(true).write(true).open(log)?;
         let output = command(engine, &program, id, bundle, "start")
             .stdin(Stdio::null())
             .output()
@@ -56,16 +64,21 @@ impl<'a> Shim<'a> {
         );
         // Either the bare address or, since containerd 2, JSON with it inside.
         let address = match serde_json::from_str::<serde_json::Value>(&answer) {
-            Ok(parameters) => parameters["address"].as_str().unwrap_or_default().to_owned(),
+            Ok(parameters) => parameters["address"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
             Err(_) => answer.trim().to_owned(),
         };
-        let client = Client::connect(&address).with_context(|| format!("connect to {address:?}"))?;
+        let client =
+            Client::connect(&address).with_context(|| format!("connect to {address:?}"))?;
         Ok(Self {
             engine,
             program,
             bundle: bundle.to_owned(),
             id: id.to_owned(),
             client: TaskClient::new(client),
+            _log: log,
         })
     }
 
@@ -101,6 +114,10 @@ impl Drop for Shim<'_> {
             // It may have ended on its own.
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
+        // `delete` is for a daemon that is gone.
+        let _ = crate::eventually("the shim is gone", || {
+            self.engine.shims_of(&self.id).is_empty().then_some(())
+        });
         let _ = self.delete();
     }
 }
@@ -142,7 +159,10 @@ fn command(engine: &Containerd, program: &Path, id: &str, bundle: &Path, action:
         .arg("-publish-binary")
         .arg("/bin/true")
         .current_dir(bundle)
-        .env("TTRPC_ADDRESS", format!("{}.ttrpc", engine.socket().display()))
+        .env(
+            "TTRPC_ADDRESS",
+            format!("{}.ttrpc", engine.socket().display()),
+        )
         .env("MAX_SHIM_VERSION", "3");
     if action == "delete" {
         command.arg("-bundle").arg(bundle);

@@ -26,9 +26,7 @@ pub const CAPABILITIES: [&str; 14] = [
 
 /// The specification that `ctr run` writes, for a cgroup path.
 pub fn default_spec(cgroups_path: &str) -> Value {
-    let device = |kind: &str, major: u32, minor: u32| {
-        json!({"allow": true, "type": kind, "major": major, "minor": minor, "access": "rwm"})
-    };
+    let device = |kind: &str, major: u32, minor: u32| json!({"allow": true, "type": kind, "major": major, "minor": minor, "access": "rwm"});
     json!({
         "ociVersion": "1.0.2",
         "hostname": "test",

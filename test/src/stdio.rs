@@ -11,11 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::{
-    fcntl::OFlag,
-    sys::stat::Mode,
-    unistd::mkfifo,
-};
+use nix::{fcntl::OFlag, sys::stat::Mode, unistd::mkfifo};
 
 /// What a task reads on its standard input.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,7 +39,9 @@ impl Stdio {
     /// # Errors
     /// A FIFO that cannot be made.
     pub fn new(parent: &Path, input: Input) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("stdio-").tempdir_in(parent)?;
+        let folder = tempfile::Builder::new()
+            .prefix("stdio-")
+            .tempdir_in(parent)?;
         let fifo = |name: &str| -> Result<PathBuf> {
             let path = folder.path().join(name);
             mkfifo(&path, Mode::from_bits_truncate(0o600))

@@ -16,9 +16,22 @@ use lighter_test::{
 use serde_json::{Value, json};
 
 each_containerd!(
-    no_entrypoint, damaged_modules, modules_that_cannot_run, entrypoints_that_are_no_programs, no_rootfs,
-    broken_specifications, bad_mounts, missing_namespace, missing_cgroup, bad_streams, id_twice, bad_options,
-    full_cache, readonly_cache, cache_that_is_a_file, cache_open_to_others,
+    no_entrypoint,
+    damaged_modules,
+    modules_that_cannot_run,
+    entrypoints_that_are_no_programs,
+    no_rootfs,
+    broken_specifications,
+    bad_mounts,
+    missing_namespace,
+    missing_cgroup,
+    bad_streams,
+    id_twice,
+    bad_options,
+    full_cache,
+    readonly_cache,
+    cache_that_is_a_file,
+    cache_open_to_others,
 );
 
 /// Fails unless the container is refused with a text that names all of `names`.
@@ -36,7 +49,13 @@ fn guest_in<'a>(engine: &'a Containerd, content: &[u8]) -> Builder<'a> {
 }
 
 fn no_entrypoint(engine: &Containerd) -> Result<()> {
-    for program in ["/missing.wasm", "./missing.wasm", "missing.wasm", "/missing/too", "/hello.wasm/x"] {
+    for program in [
+        "/missing.wasm",
+        "./missing.wasm",
+        "missing.wasm",
+        "/missing/too",
+        "/hello.wasm/x",
+    ] {
         let builder = engine.container(&Rootfs::guests()?).args([program]);
         refused(program, builder, &[program])?;
     }
@@ -56,7 +75,10 @@ fn damaged_modules(engine: &Containerd) -> Result<()> {
         ("a version that is not known", b"\0asm\x07\0\0\0"),
         ("a module cut in the middle", &whole[..whole.len() / 2]),
         ("a module without its last byte", &whole[..whole.len() - 1]),
-        ("a component cut in the middle", &component[..component.len() / 2]),
+        (
+            "a component cut in the middle",
+            &component[..component.len() / 2],
+        ),
         ("a module with wrong bytes in it", &flipped),
         ("garbage after the header", &module::garbage()),
     ] {
@@ -67,14 +89,38 @@ fn damaged_modules(engine: &Containerd) -> Result<()> {
 
 fn modules_that_cannot_run(engine: &Containerd) -> Result<()> {
     let unknown = module::importing("nowhere", "unheard_of");
-    refused("an unknown import", guest_in(engine, &unknown), &["nowhere", "unheard_of"])?;
+    refused(
+        "an unknown import",
+        guest_in(engine, &unknown),
+        &["nowhere", "unheard_of"],
+    )?;
     let misspelt = module::importing("wasi_snapshot_preview1", "fd_wrote");
-    refused("an unknown function of WASI", guest_in(engine, &misspelt), &["fd_wrote"])?;
+    refused(
+        "an unknown function of WASI",
+        guest_in(engine, &misspelt),
+        &["fd_wrote"],
+    )?;
     let typed = module::importing("wasi_snapshot_preview1", "fd_write");
-    refused("an import of another type", guest_in(engine, &typed), &["fd_write"])?;
-    refused("no entry function", guest_in(engine, &module::exporting("main")), &["_start", "main"])?;
-    refused("an empty module", guest_in(engine, &module::empty_module()), &["_start"])?;
-    refused("an empty component", guest_in(engine, &module::empty_component()), &["component"])?;
+    refused(
+        "an import of another type",
+        guest_in(engine, &typed),
+        &["fd_write"],
+    )?;
+    refused(
+        "no entry function",
+        guest_in(engine, &module::exporting("main")),
+        &["_start", "main"],
+    )?;
+    refused(
+        "an empty module",
+        guest_in(engine, &module::empty_module()),
+        &["_start"],
+    )?;
+    refused(
+        "an empty component",
+        guest_in(engine, &module::empty_component()),
+        &["component"],
+    )?;
     // The same with an entry function runs.
     let good = guest_in(engine, &module::exporting("_start")).run()?;
     good.success()?;
@@ -89,32 +135,68 @@ fn entrypoints_that_are_no_programs(engine: &Containerd) -> Result<()> {
         .link("/nowhere", "/dangling")
         .link("/round", "/round")
         .file_of("/secret.wasm", module::exporting("_start"), 0o600, 0);
-    for program in ["/folder", "/text", "/zeros", "/dangling", "/round", "/dev/null", "/proc/self"] {
-        refused(program, engine.container(&rootfs).args([program]), &[program])?;
+    for program in [
+        "/folder",
+        "/text",
+        "/zeros",
+        "/dangling",
+        "/round",
+        "/dev/null",
+        "/proc/self",
+    ] {
+        refused(
+            program,
+            engine.container(&rootfs).args([program]),
+            &[program],
+        )?;
     }
-    let builder = engine.container(&rootfs).args(["/secret.wasm"]).user(1000, 1000);
-    refused("a file that the user may not read", builder, &["/secret.wasm"])?;
+    let builder = engine
+        .container(&rootfs)
+        .args(["/secret.wasm"])
+        .user(1000, 1000);
+    refused(
+        "a file that the user may not read",
+        builder,
+        &["/secret.wasm"],
+    )?;
     // A link out of the rootfs leads nowhere, whatever the machine has there.
     let outside = guest("hello.wasm")?.display().to_string();
-    let builder = engine.container(&rootfs.clone().link(&outside, "/outside")).args(["/outside"]);
+    let builder = engine
+        .container(&rootfs.clone().link(&outside, "/outside"))
+        .args(["/outside"]);
     refused("a link out of the rootfs", builder, &["/outside"])
 }
 
 fn no_rootfs(engine: &Containerd) -> Result<()> {
-    let builder = || Ok::<_, anyhow::Error>(engine.container(&Rootfs::guests()?).args(["/hello.wasm"]));
+    let builder =
+        || Ok::<_, anyhow::Error>(engine.container(&Rootfs::guests()?).args(["/hello.wasm"]));
     let missing = engine.folder().join("missing/rootfs");
     let name = missing.display().to_string();
-    refused("a root that is not there", builder()?.spec(|s| s["root"]["path"] = json!(name)), &[&name])?;
+    refused(
+        "a root that is not there",
+        builder()?.spec(|s| s["root"]["path"] = json!(name)),
+        &[&name],
+    )?;
     assert!(!missing.exists(), "it is not made");
-    refused("an empty path of root", builder()?.spec(|s| s["root"]["path"] = json!("")), &["root"])
+    refused(
+        "an empty path of root",
+        builder()?.spec(|s| s["root"]["path"] = json!("")),
+        &["root"],
+    )
 }
 
 fn broken_specifications(engine: &Containerd) -> Result<()> {
     type Change = fn(&mut Value);
     let cases: [(&str, &str, Change); 7] = [
-        ("no process", "process", |spec| spec["process"] = Value::Null),
-        ("no args", "args", |spec| spec["process"]["args"] = Value::Null),
-        ("empty args", "args", |spec| spec["process"]["args"] = json!([])),
+        ("no process", "process", |spec| {
+            spec["process"] = Value::Null
+        }),
+        ("no args", "args", |spec| {
+            spec["process"]["args"] = Value::Null
+        }),
+        ("empty args", "args", |spec| {
+            spec["process"]["args"] = json!([])
+        }),
         ("no root", "root", |spec| spec["root"] = Value::Null),
         ("an unknown capability", "CAP_FLY", |spec| {
             spec["process"]["capabilities"]["bounding"] = json!(["CAP_FLY"]);
@@ -127,16 +209,23 @@ fn broken_specifications(engine: &Containerd) -> Result<()> {
         }),
     ];
     for (case, named, change) in cases {
-        let builder = engine.container(&Rootfs::guests()?).args(["/hello.wasm"]).spec(change);
+        let builder = engine
+            .container(&Rootfs::guests()?)
+            .args(["/hello.wasm"])
+            .spec(change);
         let text = builder.refused().context(case)?;
-        assert!(text.to_lowercase().contains(&named.to_lowercase()), "{case}: no {named:?} in: {text}");
+        assert!(
+            text.to_lowercase().contains(&named.to_lowercase()),
+            "{case}: no {named:?} in: {text}"
+        );
     }
     Ok(())
 }
 
 fn bad_mounts(engine: &Containerd) -> Result<()> {
     for program in ["/hello.wasm", "/bin/true"] {
-        let builder = || Ok::<_, anyhow::Error>(engine.container(&Rootfs::guests()?).args([program]));
+        let builder =
+            || Ok::<_, anyhow::Error>(engine.container(&Rootfs::guests()?).args([program]));
         let rootfs = |kind: &str, source: &str, options: &[&str]| {
             vec![Mount {
                 r#type: kind.to_owned(),
@@ -157,7 +246,11 @@ fn bad_mounts(engine: &Containerd) -> Result<()> {
         )?;
         refused(
             "a rootfs of an overlay of nothing",
-            builder()?.rootfs_mounts(rootfs("overlay", "overlay", &["lowerdir=/missing/a:/missing/b"])),
+            builder()?.rootfs_mounts(rootfs(
+                "overlay",
+                "overlay",
+                &["lowerdir=/missing/a:/missing/b"],
+            )),
             &["overlay"],
         )?;
         refused(
@@ -182,14 +275,21 @@ fn bad_mounts(engine: &Containerd) -> Result<()> {
 fn missing_namespace(engine: &Containerd) -> Result<()> {
     for kind in ["network", "pid", "ipc", "uts"] {
         for path in ["/run/netns/missing", "/etc/passwd"] {
-            let builder = engine.container(&Rootfs::guests()?).args(["/hello.wasm"]).spec(|spec| {
-                for namespace in spec["linux"]["namespaces"].as_array_mut().into_iter().flatten() {
-                    if namespace["type"] == kind {
-                        namespace["path"] = json!(path);
+            let builder = engine
+                .container(&Rootfs::guests()?)
+                .args(["/hello.wasm"])
+                .spec(|spec| {
+                    for namespace in spec["linux"]["namespaces"]
+                        .as_array_mut()
+                        .into_iter()
+                        .flatten()
+                    {
+                        if namespace["type"] == kind {
+                            namespace["path"] = json!(path);
+                        }
                     }
-                }
-                spec["hostname"] = Value::Null;
-            });
+                    spec["hostname"] = Value::Null;
+                });
             refused(&format!("{kind} {path}"), builder, &[path])?;
         }
     }
@@ -234,7 +334,9 @@ fn id_twice(engine: &Containerd) -> Result<()> {
         .container(&Rootfs::guests()?)
         .args(["/tool.wasm", "sleep", "1000"])
         .create()?;
-    let again = first.create_task().expect_err("a second task of one container");
+    let again = first
+        .create_task()
+        .expect_err("a second task of one container");
     assert_eq!(code(&again), Code::AlreadyExists, "{again:#}");
     // The first is none the worse for it.
     first.start()?;
@@ -245,10 +347,23 @@ fn id_twice(engine: &Containerd) -> Result<()> {
 }
 
 fn bad_options(engine: &Containerd) -> Result<()> {
-    let builder = || Ok::<_, anyhow::Error>(engine.container(&Rootfs::guests()?).args(["/hello.wasm"]));
-    refused("no TOML", builder()?.options(RuntimeOptions::body("cache_dir = ")), &["cache_dir"])?;
-    refused("an unknown key", builder()?.options(RuntimeOptions::body("cash_dir = '/x'")), &["cash_dir"])?;
-    refused("no such file", builder()?.options(RuntimeOptions::path(Path::new("/missing.toml"))), &["/missing.toml"])
+    let builder =
+        || Ok::<_, anyhow::Error>(engine.container(&Rootfs::guests()?).args(["/hello.wasm"]));
+    refused(
+        "no TOML",
+        builder()?.options(RuntimeOptions::body("cache_dir = ")),
+        &["cache_dir"],
+    )?;
+    refused(
+        "an unknown key",
+        builder()?.options(RuntimeOptions::body("cash_dir = '/x'")),
+        &["cash_dir"],
+    )?;
+    refused(
+        "no such file",
+        builder()?.options(RuntimeOptions::path(Path::new("/missing.toml"))),
+        &["/missing.toml"],
+    )
 }
 
 fn cache(folder: &Path) -> prost_types::Any {
@@ -272,7 +387,11 @@ fn readonly_cache(engine: &Containerd) -> Result<()> {
             .container(&Rootfs::guests()?)
             .args(["/hello.wasm"])
             .options(cache(folder));
-        refused("a read-only folder", builder, &[&folder.display().to_string()])
+        refused(
+            "a read-only folder",
+            builder,
+            &[&folder.display().to_string()],
+        )
     })
 }
 
@@ -297,7 +416,11 @@ fn cache_open_to_others(engine: &Containerd) -> Result<()> {
 }
 
 /// Runs `test` on a small file system, which is gone afterwards.
-fn with_tmpfs(engine: &Containerd, options: &str, test: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+fn with_tmpfs(
+    engine: &Containerd,
+    options: &str,
+    test: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let folder = tempfile::Builder::new()
         .prefix(&format!("cache-{}-", engine.namespace()))
         .tempdir_in("/tmp")?;

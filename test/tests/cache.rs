@@ -11,14 +11,24 @@ use std::{
 use anyhow::{Context, Result};
 use lighter_test::{Containerd, Rootfs, each_containerd, guest, options::RuntimeOptions};
 
-each_containerd!(second_start_compiles_nothing, shared_by_content, many_at_once, damaged, compiled_code_in_an_image);
+each_containerd!(
+    second_start_compiles_nothing,
+    shared_by_content,
+    many_at_once,
+    damaged,
+    compiled_code_in_an_image
+);
 
 /// A cache folder for one test.
 struct Cache(tempfile::TempDir);
 
 impl Cache {
     fn new() -> Result<Self> {
-        Ok(Self(tempfile::Builder::new().prefix("cache-").tempdir_in("/var/tmp")?))
+        Ok(Self(
+            tempfile::Builder::new()
+                .prefix("cache-")
+                .tempdir_in("/var/tmp")?,
+        ))
     }
 
     fn run(&self, engine: &Containerd, program: &str, rootfs: &Rootfs) -> Result<String> {
@@ -43,7 +53,10 @@ impl Cache {
                 if data.is_dir() {
                     folders.push(entry.path());
                 } else if data.len() > 0 {
-                    found.insert(entry.path(), (data.ino(), data.mtime(), data.mtime_nsec(), data.len()));
+                    found.insert(
+                        entry.path(),
+                        (data.ino(), data.mtime(), data.mtime_nsec(), data.len()),
+                    );
                 }
             }
         }
@@ -67,7 +80,11 @@ fn second_start_compiles_nothing(engine: &Containerd) -> Result<()> {
         assert_eq!(cache.artifacts(), first, "nothing was made anew");
     }
     cache.run(engine, "/hello-component.wasm", &rootfs)?;
-    assert_eq!(cache.artifacts().len(), 2, "another guest, another artifact");
+    assert_eq!(
+        cache.artifacts().len(),
+        2,
+        "another guest, another artifact"
+    );
     Ok(())
 }
 
@@ -105,7 +122,9 @@ fn damaged(engine: &Containerd) -> Result<()> {
     let damages: [(&str, Damage); 5] = [
         ("cut", |bytes| bytes.truncate(bytes.len() / 2)),
         ("empty", Vec::clear),
-        ("foreign", |bytes| *bytes = b"something else altogether".repeat(1000)),
+        ("foreign", |bytes| {
+            *bytes = b"something else altogether".repeat(1000)
+        }),
         ("zeroed in the middle", |bytes| {
             let middle = bytes.len() / 2;
             bytes[middle..middle + 4096].fill(0);
@@ -116,10 +135,15 @@ fn damaged(engine: &Containerd) -> Result<()> {
         let mut bytes = good.clone();
         damage(&mut bytes);
         replace(&artifact, &bytes)?;
-        let output = cache.run(engine, "/hello.wasm", &rootfs).with_context(|| case.to_owned())?;
+        let output = cache
+            .run(engine, "/hello.wasm", &rootfs)
+            .with_context(|| case.to_owned())?;
         assert_eq!(output, expected, "{case}");
         let now = fs::read(&artifact)?;
-        assert!(now.len() == good.len() && now != bytes, "{case}: it was made again");
+        assert!(
+            now.len() == good.len() && now != bytes,
+            "{case}: it was made again"
+        );
     }
     Ok(())
 }
@@ -137,7 +161,10 @@ fn compiled_code_in_an_image(engine: &Containerd) -> Result<()> {
     cache.run(engine, "/hello.wasm", &rootfs)?;
     let artifact = cache.only_artifact()?;
     let rootfs = rootfs.copy(&artifact, "/compiled.wasm");
-    let text = engine.container(&rootfs).args(["/compiled.wasm"]).refused()?;
+    let text = engine
+        .container(&rootfs)
+        .args(["/compiled.wasm"])
+        .refused()?;
     assert!(text.contains("/compiled.wasm"), "{text}");
     Ok(())
 }

@@ -27,7 +27,9 @@ fn engine() -> Result<std::sync::Arc<Containerd>> {
 
 /// A bundle with busybox and the guests, and a specification of its own making.
 fn bundle(engine: &Containerd, id: &str, args: &[&str]) -> Result<tempfile::TempDir> {
-    let folder = tempfile::Builder::new().prefix("bundle-").tempdir_in(engine.folder())?;
+    let folder = tempfile::Builder::new()
+        .prefix("bundle-")
+        .tempdir_in(engine.folder())?;
     fs::create_dir(folder.path().join("rootfs"))?;
     Rootfs::guests()?.write(&folder.path().join("rootfs"))?;
     let mut spec = default_spec(&format!("/{}/{id}", engine.namespace()));
@@ -37,7 +39,10 @@ fn bundle(engine: &Containerd, id: &str, args: &[&str]) -> Result<tempfile::Temp
 }
 
 fn write(bundle: &Path, spec: &Value) -> Result<()> {
-    Ok(fs::write(bundle.join("config.json"), serde_json::to_vec(spec)?)?)
+    Ok(fs::write(
+        bundle.join("config.json"),
+        serde_json::to_vec(spec)?,
+    )?)
 }
 
 macro_rules! request {
@@ -63,38 +68,117 @@ fn unknown_and_doubled_ids() -> Result<()> {
         let tasks = shim.tasks();
         let other = || "other".to_owned();
         answers.push(vec![
-            ("create again", refusal(shim.create()).context("create again")?.0),
-            ("state", refusal(tasks.state(deadline(), &request!(StateRequest { id: other() }))).context("state")?.0),
-            ("start", refusal(tasks.start(deadline(), &request!(StartRequest { id: other() }))).context("start")?.0),
-            ("kill", refusal(tasks.kill(deadline(), &request!(KillRequest { id: other(), signal: 9 }))).context("kill")?.0),
-            ("wait", refusal(tasks.wait(deadline(), &request!(WaitRequest { id: other() }))).context("wait")?.0),
-            ("delete", refusal(tasks.delete(deadline(), &request!(DeleteRequest { id: other() }))).context("delete")?.0),
-            ("pids", refusal(tasks.pids(deadline(), &request!(PidsRequest { id: other() }))).context("pids")?.0),
-            ("stats", refusal(tasks.stats(deadline(), &request!(StatsRequest { id: other() }))).context("stats")?.0),
+            (
+                "create again",
+                refusal(shim.create()).context("create again")?.0,
+            ),
+            (
+                "state",
+                refusal(tasks.state(deadline(), &request!(StateRequest { id: other() })))
+                    .context("state")?
+                    .0,
+            ),
+            (
+                "start",
+                refusal(tasks.start(deadline(), &request!(StartRequest { id: other() })))
+                    .context("start")?
+                    .0,
+            ),
+            (
+                "kill",
+                refusal(tasks.kill(
+                    deadline(),
+                    &request!(KillRequest {
+                        id: other(),
+                        signal: 9
+                    }),
+                ))
+                .context("kill")?
+                .0,
+            ),
+            (
+                "wait",
+                refusal(tasks.wait(deadline(), &request!(WaitRequest { id: other() })))
+                    .context("wait")?
+                    .0,
+            ),
+            (
+                "delete",
+                refusal(tasks.delete(deadline(), &request!(DeleteRequest { id: other() })))
+                    .context("delete")?
+                    .0,
+            ),
+            (
+                "pids",
+                refusal(tasks.pids(deadline(), &request!(PidsRequest { id: other() })))
+                    .context("pids")?
+                    .0,
+            ),
+            (
+                "stats",
+                refusal(tasks.stats(deadline(), &request!(StatsRequest { id: other() })))
+                    .context("stats")?
+                    .0,
+            ),
             (
                 "state of an exec process",
-                refusal(tasks.state(deadline(), &request!(StateRequest { id: id.clone(), exec_id: other() }))).context("of an exec process")?.0,
+                refusal(tasks.state(
+                    deadline(),
+                    &request!(StateRequest {
+                        id: id.clone(),
+                        exec_id: other()
+                    }),
+                ))
+                .context("of an exec process")?
+                .0,
             ),
             (
                 "start of an exec process",
-                refusal(tasks.start(deadline(), &request!(StartRequest { id: id.clone(), exec_id: other() }))).context("of an exec process")?.0,
+                refusal(tasks.start(
+                    deadline(),
+                    &request!(StartRequest {
+                        id: id.clone(),
+                        exec_id: other()
+                    }),
+                ))
+                .context("of an exec process")?
+                .0,
             ),
-            (
-                "delete of a running task",
-                {
-                    tasks.start(deadline(), &request!(StartRequest { id: id.clone() })).context("start")?;
-                    refusal(tasks.delete(deadline(), &request!(DeleteRequest { id: id.clone() })))?.0
-                },
-            ),
+            ("delete of a running task", {
+                tasks
+                    .start(deadline(), &request!(StartRequest { id: id.clone() }))
+                    .context("start")?;
+                refusal(tasks.delete(deadline(), &request!(DeleteRequest { id: id.clone() })))?.0
+            }),
         ]);
-        let connected = tasks.connect(deadline(), &request!(ConnectRequest { id: id.clone() })).context("connect")?;
+        let connected = tasks
+            .connect(deadline(), &request!(ConnectRequest { id: id.clone() }))
+            .context("connect")?;
         ensure!(connected.task_pid == created.pid, "{connected:?}");
-        ensure!(engine.shims_of(&id).contains(&connected.shim_pid), "{connected:?}");
-        tasks.kill(deadline(), &request!(KillRequest { id: id.clone(), signal: 9 })).context("kill")?;
-        let exit = tasks.wait(deadline(), &request!(WaitRequest { id: id.clone() })).context("wait")?;
+        ensure!(
+            engine.shims_of(&id).contains(&connected.shim_pid),
+            "{connected:?}"
+        );
+        tasks
+            .kill(
+                deadline(),
+                &request!(KillRequest {
+                    id: id.clone(),
+                    signal: 9
+                }),
+            )
+            .context("kill")?;
+        let exit = tasks
+            .wait(deadline(), &request!(WaitRequest { id: id.clone() }))
+            .context("wait")?;
         ensure!(exit.exit_status == 137, "{exit:?}");
-        let deleted = tasks.delete(deadline(), &request!(DeleteRequest { id: id.clone() })).context("delete")?;
-        ensure!((deleted.exit_status, deleted.pid) == (137, created.pid), "{deleted:?}");
+        let deleted = tasks
+            .delete(deadline(), &request!(DeleteRequest { id: id.clone() }))
+            .context("delete")?;
+        ensure!(
+            (deleted.exit_status, deleted.pid) == (137, created.pid),
+            "{deleted:?}"
+        );
         drop(shim);
         engine.ensure_gone(&id)?;
     }
@@ -112,19 +196,45 @@ fn calls_that_are_not_there() -> Result<()> {
     shim.create()?;
     let tasks = shim.tasks();
     let context = |name: &'static str, answer: Result<(Code, String)>| {
-        answer.with_context(|| name.to_owned()).map(|answer| (name, answer))
+        answer
+            .with_context(|| name.to_owned())
+            .map(|answer| (name, answer))
     };
     let answers = [
-        context("Exec", refusal(tasks.exec(deadline(), &request!(ExecProcessRequest { id: id.clone() }))))?,
-        context("Pause", refusal(tasks.pause(deadline(), &request!(PauseRequest { id: id.clone() }))))?,
-        context("Resume", refusal(tasks.resume(deadline(), &request!(ResumeRequest { id: id.clone() }))))?,
-        context("Checkpoint", refusal(tasks.checkpoint(deadline(), &request!(CheckpointTaskRequest { id: id.clone() }))))?,
-        context("Update", refusal(tasks.update(deadline(), &request!(UpdateTaskRequest { id: id.clone() }))))?,
-        context("ResizePty", refusal(tasks.resize_pty(deadline(), &request!(ResizePtyRequest { id: id.clone() }))))?,
+        context(
+            "Exec",
+            refusal(tasks.exec(deadline(), &request!(ExecProcessRequest { id: id.clone() }))),
+        )?,
+        context(
+            "Pause",
+            refusal(tasks.pause(deadline(), &request!(PauseRequest { id: id.clone() }))),
+        )?,
+        context(
+            "Resume",
+            refusal(tasks.resume(deadline(), &request!(ResumeRequest { id: id.clone() }))),
+        )?,
+        context(
+            "Checkpoint",
+            refusal(tasks.checkpoint(
+                deadline(),
+                &request!(CheckpointTaskRequest { id: id.clone() }),
+            )),
+        )?,
+        context(
+            "Update",
+            refusal(tasks.update(deadline(), &request!(UpdateTaskRequest { id: id.clone() }))),
+        )?,
+        context(
+            "ResizePty",
+            refusal(tasks.resize_pty(deadline(), &request!(ResizePtyRequest { id: id.clone() }))),
+        )?,
     ];
     for (name, (code, message)) in answers {
         assert_eq!(code, Code::UNIMPLEMENTED, "{name}: {message}");
-        assert!(message.to_lowercase().contains(&name.to_lowercase()), "{name}: {message}");
+        assert!(
+            message.to_lowercase().contains(&name.to_lowercase()),
+            "{name}: {message}"
+        );
     }
     Ok(())
 }
@@ -141,15 +251,35 @@ fn bundles_that_are_wrong() -> Result<()> {
         write(bundle, &spec)
     }
     let cases: [(&str, &str, Change); 9] = [
-        ("no config.json", "config.json", |bundle| Ok(fs::remove_file(bundle.join("config.json"))?)),
-        ("not JSON", "config.json", |bundle| Ok(fs::write(bundle.join("config.json"), "{\"process\":")?)),
-        ("an empty config.json", "config.json", |bundle| Ok(fs::write(bundle.join("config.json"), "")?)),
-        ("no process", "process", |bundle| edit(bundle, |spec| spec["process"] = Value::Null)),
-        ("no args", "args", |bundle| edit(bundle, |spec| spec["process"]["args"] = Value::Null)),
-        ("empty args", "args", |bundle| edit(bundle, |spec| spec["process"]["args"] = json!([]))),
-        ("a word where a number belongs", "config.json", |bundle| edit(bundle, |spec| spec["process"]["user"] = json!({"uid": "me"}))),
-        ("no root", "root", |bundle| edit(bundle, |spec| spec["root"] = Value::Null)),
-        ("no rootfs", "rootfs", |bundle| Ok(fs::remove_dir_all(bundle.join("rootfs"))?)),
+        ("no config.json", "config.json", |bundle| {
+            Ok(fs::remove_file(bundle.join("config.json"))?)
+        }),
+        ("not JSON", "config.json", |bundle| {
+            Ok(fs::write(bundle.join("config.json"), "{\"process\":")?)
+        }),
+        ("an empty config.json", "config.json", |bundle| {
+            Ok(fs::write(bundle.join("config.json"), "")?)
+        }),
+        ("no process", "process", |bundle| {
+            edit(bundle, |spec| spec["process"] = Value::Null)
+        }),
+        ("no args", "args", |bundle| {
+            edit(bundle, |spec| spec["process"]["args"] = Value::Null)
+        }),
+        ("empty args", "args", |bundle| {
+            edit(bundle, |spec| spec["process"]["args"] = json!([]))
+        }),
+        ("a word where a number belongs", "config.json", |bundle| {
+            edit(bundle, |spec| {
+                spec["process"]["user"] = json!({"uid": "me"})
+            })
+        }),
+        ("no root", "root", |bundle| {
+            edit(bundle, |spec| spec["root"] = Value::Null)
+        }),
+        ("no rootfs", "rootfs", |bundle| {
+            Ok(fs::remove_dir_all(bundle.join("rootfs"))?)
+        }),
     ];
     for (case, named, change) in cases {
         let id = engine.new_id("direct");
@@ -162,7 +292,11 @@ fn bundles_that_are_wrong() -> Result<()> {
         assert!(text.contains(named), "{case}: {text}");
         let program = program(&engine, "wasmtime")?;
         let deleted = delete(&engine, &program, &id, bundle.path())?;
-        assert!(deleted.status.success(), "{case}: {}", String::from_utf8_lossy(&deleted.stderr));
+        assert!(
+            deleted.status.success(),
+            "{case}: {}",
+            String::from_utf8_lossy(&deleted.stderr)
+        );
         engine.ensure_gone(&id).context(case)?;
     }
     Ok(())
@@ -177,7 +311,11 @@ fn delete_without_a_daemon() -> Result<()> {
         let id = engine.new_id("direct");
         let bundle = bundle(&engine, &id, &["/hello.wasm"])?;
         let output = delete(&engine, &program(&engine, runtime)?, &id, bundle.path())?;
-        assert!(output.status.success(), "{runtime}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{runtime}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let answer: containerd_shim_protos::api::DeleteResponse =
             containerd_shim_protos::protobuf::Message::parse_from_bytes(&output.stdout)?;
         assert_eq!(answer.exit_status, 137, "{runtime}");
@@ -196,14 +334,23 @@ fn version_and_info() -> Result<()> {
     assert!(text.contains("containerd-shim-wasmtime-v1"), "{text}");
     assert!(text.contains(env!("CARGO_PKG_VERSION")), "{text}");
 
-    let info = Command::new(&program).arg("-info").stdin(std::process::Stdio::null()).output()?;
-    assert!(info.status.success(), "{}", String::from_utf8_lossy(&info.stderr));
+    let info = Command::new(&program)
+        .arg("-info")
+        .stdin(std::process::Stdio::null())
+        .output()?;
+    assert!(
+        info.status.success(),
+        "{}",
+        String::from_utf8_lossy(&info.stderr)
+    );
     let info: containerd_shim_protos::types::introspection::RuntimeInfo =
         containerd_shim_protos::protobuf::Message::parse_from_bytes(&info.stdout)?;
     assert_eq!(info.name, lighter_test::WASMTIME);
     assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
 
-    let unknown = Command::new(&program).args(["-namespace", "n", "-id", "i", "nonsense"]).output()?;
+    let unknown = Command::new(&program)
+        .args(["-namespace", "n", "-id", "i", "nonsense"])
+        .output()?;
     assert!(!unknown.status.success());
     Ok(())
 }
@@ -230,5 +377,7 @@ fn shutdown() -> Result<()> {
     tasks.state(deadline(), &request!(StateRequest { id: id.clone() }))?;
     tasks.delete(deadline(), &request!(DeleteRequest { id: id.clone() }))?;
     let _ = tasks.shutdown(deadline(), &request);
-    lighter_test::eventually("the daemon ends", || engine.shims_of(&id).is_empty().then_some(()))
+    lighter_test::eventually("the daemon ends", || {
+        engine.shims_of(&id).is_empty().then_some(())
+    })
 }

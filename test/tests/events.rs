@@ -5,7 +5,12 @@ use anyhow::{Context, Result, ensure};
 use lighter_test::{Containerd, RUNC, Rootfs, WASMTIME, each_containerd, events::Event};
 use nix::sys::signal::Signal;
 
-each_containerd!(of_a_life, of_a_killed_task, of_a_task_that_never_started, of_many_at_once);
+each_containerd!(
+    of_a_life,
+    of_a_killed_task,
+    of_a_task_that_never_started,
+    of_many_at_once
+);
 
 /// What runs: under runc, and what must look the same.
 const LIVES: [(&str, [&str; 3]); 4] = [
@@ -26,15 +31,25 @@ fn of_a_life(engine: &Containerd) -> Result<()> {
             .runtime(runtime)
             .args(args)
             .create()?;
-        let (id, pid, bundle) = (container.id().to_owned(), container.pid(), container.bundle());
+        let (id, pid, bundle) = (
+            container.id().to_owned(),
+            container.pid(),
+            container.bundle(),
+        );
         container.wait_for_event("create")?;
         container.start()?;
         let exit = container.wait()?;
         container.wait_for_event("exit")?;
         let deleted = container.delete()?;
-        container.wait_for_event("delete").with_context(|| format!("{runtime} {args:?}"))?;
+        container
+            .wait_for_event("delete")
+            .with_context(|| format!("{runtime} {args:?}"))?;
         let events = container.events();
-        assert_eq!(names(&events), ["create", "start", "exit", "delete"], "{args:?}");
+        assert_eq!(
+            names(&events),
+            ["create", "start", "exit", "delete"],
+            "{args:?}"
+        );
         ensure!((exit.status, deleted.status) == (7, 7));
         ensure!(deleted.at == exit.at, "{deleted:?} {exit:?}");
         for event in &events {
@@ -46,7 +61,10 @@ fn of_a_life(engine: &Containerd) -> Result<()> {
                     ensure!(create.rootfs.len() == 1, "{create:?}");
                     let io = create.io.as_ref().context("streams in the create event")?;
                     ensure!(io.stdin.is_empty() && !io.terminal, "{io:?}");
-                    ensure!(io.stdout.ends_with("/stdout") && io.stderr.ends_with("/stderr"), "{io:?}");
+                    ensure!(
+                        io.stdout.ends_with("/stdout") && io.stderr.ends_with("/stderr"),
+                        "{io:?}"
+                    );
                 }
                 Event::Start(start) => {
                     ensure!(start.container_id == id && start.pid == pid, "{start:?}");
@@ -54,7 +72,10 @@ fn of_a_life(engine: &Containerd) -> Result<()> {
                 Event::Exit(told) => {
                     ensure!(told.container_id == id && told.id == id, "{told:?}");
                     ensure!(told.pid == pid && told.exit_status == 7, "{told:?}");
-                    ensure!(told.exited_at == exit.at && exit.at.is_some(), "{told:?} {exit:?}");
+                    ensure!(
+                        told.exited_at == exit.at && exit.at.is_some(),
+                        "{told:?} {exit:?}"
+                    );
                 }
                 Event::Delete(told) => {
                     ensure!(told.container_id == id && told.pid == pid, "{told:?}");
@@ -68,17 +89,26 @@ fn of_a_life(engine: &Containerd) -> Result<()> {
         let times = engine.recorder().with_times(&id);
         let published = |name: &str| {
             let found = times.iter().find(|(event, _)| event.name() == name);
-            found.and_then(|(_, time)| time.as_ref()).map(|time| (time.seconds, time.nanos))
+            found
+                .and_then(|(_, time)| time.as_ref())
+                .map(|time| (time.seconds, time.nanos))
         };
         let at = exit.at.map(|time| (time.seconds, time.nanos));
-        ensure!(published("create") < at && at <= published("exit"), "{times:?} {at:?}");
+        ensure!(
+            published("create") < at && at <= published("exit"),
+            "{times:?} {at:?}"
+        );
         container.remove()?;
     }
     Ok(())
 }
 
 fn of_a_killed_task(engine: &Containerd) -> Result<()> {
-    for (runtime, args) in [(RUNC, ["/bin/sleep", "1000"]), (WASMTIME, ["/bin/sleep", "1000"]), (WASMTIME, ["/tool.wasm", "loop"])] {
+    for (runtime, args) in [
+        (RUNC, ["/bin/sleep", "1000"]),
+        (WASMTIME, ["/bin/sleep", "1000"]),
+        (WASMTIME, ["/tool.wasm", "loop"]),
+    ] {
         let container = engine
             .container(&Rootfs::guests()?)
             .runtime(runtime)
@@ -90,8 +120,14 @@ fn of_a_killed_task(engine: &Containerd) -> Result<()> {
         container.finish()?;
         engine.recorder().wait_for(&id, "delete")?;
         let events = engine.recorder().of(&id);
-        assert_eq!(names(&events), ["create", "start", "exit", "delete"], "{args:?}");
-        let Event::Exit(exit) = &events[2] else { unreachable!("the names say so") };
+        assert_eq!(
+            names(&events),
+            ["create", "start", "exit", "delete"],
+            "{args:?}"
+        );
+        let Event::Exit(exit) = &events[2] else {
+            unreachable!("the names say so")
+        };
         assert_eq!(exit.exit_status, 137, "{args:?}");
     }
     Ok(())
@@ -106,7 +142,11 @@ fn of_a_task_that_never_started(engine: &Containerd) -> Result<()> {
         let deleted = container.delete()?;
         assert_eq!(deleted.status, 137, "{args:?}");
         engine.recorder().wait_for(&id, "delete")?;
-        assert_eq!(names(&container.events()), ["create", "exit", "delete"], "{args:?}");
+        assert_eq!(
+            names(&container.events()),
+            ["create", "exit", "delete"],
+            "{args:?}"
+        );
         container.remove()?;
         engine.ensure_gone(&id)?;
     }
@@ -134,6 +174,8 @@ fn of_many_at_once(engine: &Containerd) -> Result<()> {
                 })
             })
             .collect();
-        lives.into_iter().try_for_each(|life| life.join().expect("no life panics"))
+        lives
+            .into_iter()
+            .try_for_each(|life| life.join().expect("no life panics"))
     })
 }

@@ -6,8 +6,16 @@ use anyhow::Result;
 use lighter_test::{Containerd, Rootfs, each_containerd, spec::mount};
 
 each_containerd!(
-    writes_land_in_the_snapshot, whole_file_system, readonly_rootfs, bind_mount, readonly_bind_mount,
-    bind_mounted_file, tmpfs_mount, user_is_kept_out, files_belong_to_the_user, no_way_out,
+    writes_land_in_the_snapshot,
+    whole_file_system,
+    readonly_rootfs,
+    bind_mount,
+    readonly_bind_mount,
+    bind_mounted_file,
+    tmpfs_mount,
+    user_is_kept_out,
+    files_belong_to_the_user,
+    no_way_out,
 );
 
 const TOOLS: [&str; 2] = ["/tool.wasm", "/tool-component.wasm"];
@@ -20,7 +28,9 @@ fn writes_land_in_the_snapshot(engine: &Containerd) -> Result<()> {
             .create()?;
         container.start()?;
         assert_eq!(container.wait()?.status, 0, "{}", container.stderr());
-        let found = engine.look_into(container.id(), |root| Ok(fs::read_to_string(root.join("new"))?))?;
+        let found = engine.look_into(container.id(), |root| {
+            Ok(fs::read_to_string(root.join("new"))?)
+        })?;
         assert_eq!(found, "by the guest", "{tool}");
     }
     Ok(())
@@ -65,7 +75,11 @@ fn readonly_rootfs(engine: &Containerd) -> Result<()> {
             .readonly()
             .run()?;
         assert_eq!(output.status, 1, "{tool}");
-        assert!(output.errors().contains("/new"), "{tool}: {}", output.errors());
+        assert!(
+            output.errors().contains("/new"),
+            "{tool}: {}",
+            output.errors()
+        );
         // It can be read, and mounts over it can be written.
         let output = engine
             .container(&Rootfs::guests()?)
@@ -84,14 +98,22 @@ fn bind_mount(engine: &Containerd) -> Result<()> {
         let run = |words: [&str; 3]| {
             engine
                 .container(&Rootfs::guests()?)
-                .args([tool].into_iter().chain(words).filter(|word| !word.is_empty()))
+                .args(
+                    [tool]
+                        .into_iter()
+                        .chain(words)
+                        .filter(|word| !word.is_empty()),
+                )
                 .bind(folder.path(), "/data/deep", &["rw"])
                 .run()?
                 .success()
         };
         assert_eq!(run(["read", "/data/deep/from-outside", ""])?, "outside");
         run(["write", "/data/deep/from-inside", "inside"])?;
-        assert_eq!(fs::read_to_string(folder.path().join("from-inside"))?, "inside");
+        assert_eq!(
+            fs::read_to_string(folder.path().join("from-inside"))?,
+            "inside"
+        );
     }
     Ok(())
 }
@@ -137,12 +159,19 @@ fn tmpfs_mount(engine: &Containerd) -> Result<()> {
         let container = engine
             .container(&Rootfs::guests()?)
             .args([tool, "write", "/scratch/new", "text"])
-            .mount(mount("tmpfs", "/scratch", "tmpfs", &["nosuid", "size=64k", "mode=1777"]))
+            .mount(mount(
+                "tmpfs",
+                "/scratch",
+                "tmpfs",
+                &["nosuid", "size=64k", "mode=1777"],
+            ))
             .create()?;
         container.start()?;
         assert_eq!(container.wait()?.status, 0, "{}", container.stderr());
         // What lies in it is no part of the snapshot.
-        let count = engine.look_into(container.id(), |root| Ok(fs::read_dir(root.join("scratch"))?.count()))?;
+        let count = engine.look_into(container.id(), |root| {
+            Ok(fs::read_dir(root.join("scratch"))?.count())
+        })?;
         assert_eq!(count, 0, "{tool}");
     }
     Ok(())
@@ -164,7 +193,11 @@ fn user_is_kept_out(engine: &Containerd) -> Result<()> {
         let output = run(&["read", "/secret"])?;
         assert_eq!((output.status, output.text()), (1, String::new()), "{tool}");
         assert_eq!(run(&["read", "/own"])?.success()?, "the user's", "{tool}");
-        assert_eq!(run(&["read", "/public"])?.success()?, "everyone's", "{tool}");
+        assert_eq!(
+            run(&["read", "/public"])?.success()?,
+            "everyone's",
+            "{tool}"
+        );
         assert_eq!(run(&["write", "/public", "x"])?.status, 1, "{tool}");
         assert_eq!(run(&["write", "/etc/new", "x"])?.status, 1, "{tool}");
         assert_eq!(run(&["ls", "/root"])?.status, 1, "{tool}");
@@ -197,9 +230,17 @@ fn no_way_out(engine: &Containerd) -> Result<()> {
     let path = outside.path().display().to_string();
     let rootfs = Rootfs::guests()?;
     for tool in TOOLS {
-        for way in [path.clone(), format!("/../../..{path}"), format!("../../..{path}")] {
+        for way in [
+            path.clone(),
+            format!("/../../..{path}"),
+            format!("../../..{path}"),
+        ] {
             let output = engine.container(&rootfs).args([tool, "read", &way]).run()?;
-            assert_eq!((output.status, output.text()), (1, String::new()), "{tool} {way}");
+            assert_eq!(
+                (output.status, output.text()),
+                (1, String::new()),
+                "{tool} {way}"
+            );
         }
         let link = engine
             .container(&rootfs.clone().link(&path, "/link"))

@@ -79,7 +79,11 @@ fn nothing_outlives_the_test_program() -> Result<()> {
         }
     }
     let mut victim = Command::new(std::env::current_exe()?)
-        .args(["nothing_outlives_the_test_program", "--exact", "--nocapture"])
+        .args([
+            "nothing_outlives_the_test_program",
+            "--exact",
+            "--nocapture",
+        ])
         .env("LIGHTER_TEST_VICTIM", "1")
         .stdout(Stdio::piped())
         .spawn()?;
@@ -93,7 +97,11 @@ fn nothing_outlives_the_test_program() -> Result<()> {
     assert!(folder.exists(), "{} is there at first", folder.display());
     eventually("the folder is removed", || (!folder.exists()).then_some(()))?;
     let name = folder.file_name().expect("it has a name").to_owned();
-    for top in ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids", "/sys/fs/cgroup"] {
+    for top in [
+        "/sys/fs/cgroup/memory",
+        "/sys/fs/cgroup/pids",
+        "/sys/fs/cgroup",
+    ] {
         assert!(!std::path::Path::new(top).join(&name).exists(), "{top}");
     }
     Ok(())

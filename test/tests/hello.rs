@@ -5,7 +5,14 @@ use anyhow::{Result, ensure};
 use image::{Entry, Image, Layer, Name};
 use lighter_test::{Containerd, Rootfs, each_containerd, guest};
 
-each_containerd!(c_module, rust_module, rust_component, ctr_run, ctr_run_linux, ctr_run_stdin);
+each_containerd!(
+    c_module,
+    rust_module,
+    rust_component,
+    ctr_run,
+    ctr_run_linux,
+    ctr_run_stdin
+);
 
 fn c_module(engine: &Containerd) -> Result<()> {
     let output = engine
@@ -14,7 +21,10 @@ fn c_module(engine: &Containerd) -> Result<()> {
         .run()?
         .success()?;
     assert!(output.starts_with("Hello from WebAssembly!\n"), "{output}");
-    assert!(output.contains("argument 0: /hello.wasm\nargument 1: one\nargument 2: two\n"), "{output}");
+    assert!(
+        output.contains("argument 0: /hello.wasm\nargument 1: one\nargument 2: two\n"),
+        "{output}"
+    );
     assert!(output.contains("working directory: /\n"), "{output}");
     assert!(output.contains(" tool.wasm"), "{output}");
     Ok(())
@@ -27,7 +37,10 @@ fn rust_module(engine: &Containerd) -> Result<()> {
         .env("NAME", "value")
         .run()?
         .success()?;
-    assert!(output.starts_with("Hello from Rust in WebAssembly!\n"), "{output}");
+    assert!(
+        output.starts_with("Hello from Rust in WebAssembly!\n"),
+        "{output}"
+    );
     assert!(output.contains("argument 1: word\n"), "{output}");
     assert!(output.contains("environment: NAME=value\n"), "{output}");
     Ok(())
@@ -39,7 +52,10 @@ fn rust_component(engine: &Containerd) -> Result<()> {
         .args(["/hello-component.wasm"])
         .run()?
         .success()?;
-    assert!(output.starts_with("Hello from a WebAssembly component!\n"), "{output}");
+    assert!(
+        output.starts_with("Hello from a WebAssembly component!\n"),
+        "{output}"
+    );
     assert!(output.contains("runs in this container: 1\n"), "{output}");
     Ok(())
 }
@@ -71,7 +87,11 @@ fn ctr_run(engine: &Containerd) -> Result<()> {
     let args = [&*image, &*id, "/hello.wasm", "one", "two"];
     let output = engine.run_ctr(runtime.into_iter().chain(args))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(text.starts_with("Hello from WebAssembly!\n"), "{text}");
     assert!(text.contains("argument 2: two\n"), "{text}");
     engine.ensure_gone(&id)?;
@@ -93,8 +113,16 @@ fn ctr_run_linux(engine: &Containerd) -> Result<()> {
     };
     let (image, id) = (save(engine, &image)?, engine.new_id("ctr"));
     let output = engine.run_ctr([
-        "run", "--rm", "--runtime", lighter_test::WASMTIME, &image, &id,
-        "/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 4",
+        "run",
+        "--rm",
+        "--runtime",
+        lighter_test::WASMTIME,
+        &image,
+        &id,
+        "/bin/busybox",
+        "sh",
+        "-c",
+        "echo out; echo err >&2; exit 4",
     ])?;
     assert_eq!(String::from_utf8_lossy(&output.stdout), "out\n");
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -105,9 +133,23 @@ fn ctr_run_linux(engine: &Containerd) -> Result<()> {
 
 fn ctr_run_stdin(engine: &Containerd) -> Result<()> {
     let (image, id) = (import(engine, "tool.wasm")?, engine.new_id("ctr"));
-    let args = ["run", "--rm", "--runtime", lighter_test::WASMTIME, &image, &id, "/tool.wasm", "cat"];
+    let args = [
+        "run",
+        "--rm",
+        "--runtime",
+        lighter_test::WASMTIME,
+        &image,
+        &id,
+        "/tool.wasm",
+        "cat",
+    ];
     let output = engine.feed_ctr(&args, b"through the guest")?;
     assert_eq!(String::from_utf8_lossy(&output.stdout), "through the guest");
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     engine.ensure_gone(&id)
 }

@@ -8,8 +8,13 @@ use lighter_test::{Container, Containerd, RUNC, Rootfs, WASMTIME, each_container
 use serde_json::{Value, json};
 
 each_containerd!(
-    states_and_order, in_the_container, failing_hook_fails_the_create, failing_hook_of_the_start,
-    hook_that_takes_too_long, hooks_of_the_end_cannot_fail_it, environment_and_arguments,
+    states_and_order,
+    in_the_container,
+    failing_hook_fails_the_create,
+    failing_hook_of_the_start,
+    hook_that_takes_too_long,
+    hooks_of_the_end_cannot_fail_it,
+    environment_and_arguments,
 );
 
 const PROGRAMS: [(&str, [&str; 3]); 3] = [
@@ -31,13 +36,20 @@ fn saving(folder: &Path, name: &str) -> Value {
 fn state(folder: &Path, name: &str) -> Result<Value> {
     let path = folder.join(format!("{name}.json"));
     let text = fs::read(&path).with_context(|| format!("the hook {name} has not run"))?;
-    serde_json::from_slice(&text).with_context(|| format!("{name} got {}", String::from_utf8_lossy(&text)))
+    serde_json::from_slice(&text)
+        .with_context(|| format!("{name} got {}", String::from_utf8_lossy(&text)))
 }
 
 /// The hooks of the machine's side: at their points, in their order, with the
 /// real pid.
 fn states_and_order(engine: &Containerd) -> Result<()> {
-    let points = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"];
+    let points = [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "poststart",
+        "poststop",
+    ];
     let mut orders = Vec::new();
     for (runtime, args) in PROGRAMS {
         let folder = tempfile::tempdir_in(engine.folder())?;
@@ -52,7 +64,11 @@ fn states_and_order(engine: &Containerd) -> Result<()> {
         let mut container = builder.create()?;
         let order = || fs::read_to_string(folder.path().join("order")).unwrap_or_default();
         let mut seen = vec![("created", order())];
-        let (id, pid, bundle) = (container.id().to_owned(), container.pid(), container.bundle());
+        let (id, pid, bundle) = (
+            container.id().to_owned(),
+            container.pid(),
+            container.bundle(),
+        );
         container.start()?;
         seen.push(("started", order()));
         assert_eq!(container.wait()?.status, 5);
@@ -68,9 +84,21 @@ fn states_and_order(engine: &Containerd) -> Result<()> {
                 _ => "creating",
             };
             assert_eq!(state["id"], json!(id), "{runtime} {args:?} {point}");
-            assert_eq!(state["bundle"], json!(bundle.display().to_string()), "{point}");
-            assert_eq!(state["status"], json!(expected), "{runtime} {args:?} {point}: {state}");
-            assert_eq!(state["annotations"]["a.b/c"], json!("kept"), "{point}: {state}");
+            assert_eq!(
+                state["bundle"],
+                json!(bundle.display().to_string()),
+                "{point}"
+            );
+            assert_eq!(
+                state["status"],
+                json!(expected),
+                "{runtime} {args:?} {point}: {state}"
+            );
+            assert_eq!(
+                state["annotations"]["a.b/c"],
+                json!("kept"),
+                "{point}: {state}"
+            );
             assert!(state["ociVersion"].is_string(), "{point}: {state}");
             match point {
                 // The process is gone by then.
@@ -113,9 +141,15 @@ fn in_the_container(engine: &Containerd) -> Result<()> {
             .container(&Rootfs::guests()?)
             .runtime(runtime)
             .args(args)
-            .hook("startContainer", json!({"path": "/bin/sh", "args": ["sh", "-c", "cat > /state.json"]}))
+            .hook(
+                "startContainer",
+                json!({"path": "/bin/sh", "args": ["sh", "-c", "cat > /state.json"]}),
+            )
             .create()?;
-        assert!(read(&container, "state.json").is_err(), "{runtime} {args:?}: not before the start");
+        assert!(
+            read(&container, "state.json").is_err(),
+            "{runtime} {args:?}: not before the start"
+        );
         container.start()?;
         assert_eq!(container.wait()?.status, 5);
         let state: Value = serde_json::from_str(&read(&container, "state.json")?)?;
@@ -141,16 +175,25 @@ fn failing_hook_fails_the_create(engine: &Containerd) -> Result<()> {
                 let id = builder.get_id().to_owned();
                 let error = match builder.create() {
                     Err(error) => format!("{error:#}"),
-                    Ok(_) => anyhow::bail!("{runtime} {args:?}: created in spite of {point} {hook}"),
+                    Ok(_) => {
+                        anyhow::bail!("{runtime} {args:?}: created in spite of {point} {hook}")
+                    }
                 };
                 if runtime == WASMTIME {
                     // The point, however it is spelt, and what went wrong.
                     let plain = error.to_lowercase().replace(' ', "");
-                    assert!(plain.contains(&point.to_lowercase()), "no {point:?} in {error}");
-                    let said = hook["args"].get(2).map_or("/missing/hook", |_| "exit code: 3");
+                    assert!(
+                        plain.contains(&point.to_lowercase()),
+                        "no {point:?} in {error}"
+                    );
+                    let said = hook["args"]
+                        .get(2)
+                        .map_or("/missing/hook", |_| "exit code: 3");
                     assert!(error.contains(said), "{point}: no {said:?} in {error}");
                 }
-                engine.ensure_gone(&id).with_context(|| format!("{runtime} {args:?} {point}"))?;
+                engine
+                    .ensure_gone(&id)
+                    .with_context(|| format!("{runtime} {args:?} {point}"))?;
             }
         }
     }
@@ -163,7 +206,10 @@ fn failing_hook_of_the_start(engine: &Containerd) -> Result<()> {
             .container(&Rootfs::guests()?)
             .runtime(runtime)
             .args(args)
-            .hook("startContainer", json!({"path": "/bin/sh", "args": ["sh", "-c", "exit 3"]}))
+            .hook(
+                "startContainer",
+                json!({"path": "/bin/sh", "args": ["sh", "-c", "exit 3"]}),
+            )
             .create()?;
         let id = container.id().to_owned();
         // The runtimes differ in whether start or the exit tells of it; the
@@ -172,10 +218,15 @@ fn failing_hook_of_the_start(engine: &Containerd) -> Result<()> {
             Err(_) => drop(container),
             Ok(()) => {
                 let output = container.finish()?;
-                assert!(![0, 5].contains(&output.status), "{runtime} {args:?}: {output:?}");
+                assert!(
+                    ![0, 5].contains(&output.status),
+                    "{runtime} {args:?}: {output:?}"
+                );
             }
         }
-        engine.ensure_gone(&id).with_context(|| format!("{runtime} {args:?}"))?;
+        engine
+            .ensure_gone(&id)
+            .with_context(|| format!("{runtime} {args:?}"))?;
     }
     Ok(())
 }
@@ -188,7 +239,10 @@ fn hook_that_takes_too_long(engine: &Containerd) -> Result<()> {
     let text = engine
         .container(&Rootfs::guests()?)
         .args(["/hello.wasm"])
-        .hook("createRuntime", json!({"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 1}))
+        .hook(
+            "createRuntime",
+            json!({"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 1}),
+        )
         .refused()?;
     assert!(text.contains("timeout"), "{text}");
     assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
@@ -221,15 +275,22 @@ fn environment_and_arguments(engine: &Containerd) -> Result<()> {
             .runtime(runtime)
             .args(args)
             .env("UNSET", "the container's")
-            .hook("createRuntime", json!({
-                "path": "/bin/sh",
-                "args": ["own-name", "-c", script, "zero", "one"],
-                "env": ["NAME=value", "PATH=/usr/bin:/bin"],
-                "timeout": 30,
-            }))
+            .hook(
+                "createRuntime",
+                json!({
+                    "path": "/bin/sh",
+                    "args": ["own-name", "-c", script, "zero", "one"],
+                    "env": ["NAME=value", "PATH=/usr/bin:/bin"],
+                    "timeout": 30,
+                }),
+            )
             .run()?;
         assert_eq!(output.status, 5);
-        assert_eq!(fs::read_to_string(&file)?, "zero one value none\n", "{runtime} {args:?}");
+        assert_eq!(
+            fs::read_to_string(&file)?,
+            "zero one value none\n",
+            "{runtime} {args:?}"
+        );
     }
     Ok(())
 }

@@ -3,16 +3,28 @@
 //! itself in the two must be the same. The guest tells through /proc, too.
 
 use anyhow::Result;
-use lighter_test::{
-    Builder, Containerd, RUNC, Rootfs, WASMTIME, each_containerd,
-    spec::mount,
-};
+use lighter_test::{Builder, Containerd, RUNC, Rootfs, WASMTIME, each_containerd, spec::mount};
 use serde_json::{Value, json};
 
 each_containerd!(
-    mounts, mounts_of_a_guest, capabilities, no_new_privileges, seccomp, rlimits, masked_and_readonly_paths,
-    sysctl, mount_options, propagation, user_and_groups, namespaces, devices, hostname, environment_and_cwd,
-    resources, oom_score, umask,
+    mounts,
+    mounts_of_a_guest,
+    capabilities,
+    no_new_privileges,
+    seccomp,
+    rlimits,
+    masked_and_readonly_paths,
+    sysctl,
+    mount_options,
+    propagation,
+    user_and_groups,
+    namespaces,
+    devices,
+    hostname,
+    environment_and_cwd,
+    resources,
+    oom_score,
+    umask,
 );
 
 fn rootfs() -> Result<Rootfs> {
@@ -47,9 +59,13 @@ fn guest_reads(
     path: &str,
     change: impl for<'a> Fn(Builder<'a>) -> Builder<'a>,
 ) -> Result<String> {
-    change(engine.container(&rootfs()?).args(["/tool.wasm", "read", path]))
-        .run()?
-        .success()
+    change(
+        engine
+            .container(&rootfs()?)
+            .args(["/tool.wasm", "read", path]),
+    )
+    .run()?
+    .success()
 }
 
 /// Mounts, sorted, without what differs from one container to the next, and
@@ -76,7 +92,10 @@ fn normal(mountinfo: &str) -> Vec<String> {
 /// Fails when two lists of lines differ, and shows only where.
 fn same_lines(ours: &[String], theirs: &[String]) {
     let only = |left: &[String], right: &[String]| -> Vec<String> {
-        left.iter().filter(|line| !right.contains(line)).cloned().collect()
+        left.iter()
+            .filter(|line| !right.contains(line))
+            .cloned()
+            .collect()
     };
     assert!(
         ours == theirs,
@@ -117,7 +136,11 @@ fn mounts_of_a_guest(engine: &Containerd) -> Result<()> {
 fn lines<'a>(status: &'a str, names: &[&str]) -> Vec<&'a str> {
     status
         .lines()
-        .filter(|line| names.iter().any(|name| line.starts_with(&format!("{name}:"))))
+        .filter(|line| {
+            names
+                .iter()
+                .any(|name| line.starts_with(&format!("{name}:")))
+        })
         .collect()
 }
 
@@ -150,7 +173,9 @@ fn no_new_privileges(engine: &Containerd) -> Result<()> {
             builder.spec(|spec| spec["process"]["noNewPrivileges"] = json!(wanted))
         }
         let expected = format!("NoNewPrivs:\t{}", u8::from(wanted));
-        let linux = same(engine, "grep NoNewPrivs /proc/self/status", |b| choose(b, wanted))?;
+        let linux = same(engine, "grep NoNewPrivs /proc/self/status", |b| {
+            choose(b, wanted)
+        })?;
         assert_eq!(linux.trim(), expected);
         let guest = guest_reads(engine, "/proc/self/status", |b| choose(b, wanted))?;
         assert_eq!(lines(&guest, &["NoNewPrivs"]), [expected]);
@@ -170,15 +195,24 @@ fn seccomp(engine: &Containerd) -> Result<()> {
             });
         })
     }
-    let linux = same(engine, "mkdir /data/new && echo made; grep Seccomp: /proc/self/status", filtered)?;
+    let linux = same(
+        engine,
+        "mkdir /data/new && echo made; grep Seccomp: /proc/self/status",
+        filtered,
+    )?;
     assert_eq!(linux, "Seccomp:\t2\n");
-    let guest = engine.container(&rootfs()?).args(["/tool.wasm", "mkdir", "/data/new"]);
+    let guest = engine
+        .container(&rootfs()?)
+        .args(["/tool.wasm", "mkdir", "/data/new"]);
     let output = filtered(guest).run()?;
     assert_eq!(output.status, 1, "the filter is in effect for a guest");
     let status = guest_reads(engine, "/proc/self/status", filtered)?;
     assert_eq!(lines(&status, &["Seccomp"]), ["Seccomp:\t2"]);
     // The same without the filter.
-    let unfiltered = engine.container(&rootfs()?).args(["/tool.wasm", "mkdir", "/data/new"]).run()?;
+    let unfiltered = engine
+        .container(&rootfs()?)
+        .args(["/tool.wasm", "mkdir", "/data/new"])
+        .run()?;
     unfiltered.success()?;
     Ok(())
 }
@@ -203,14 +237,20 @@ fn rlimits(engine: &Containerd) -> Result<()> {
     let linux = same(engine, "cat /proc/self/limits", limited)?;
     let guest = guest_reads(engine, "/proc/self/limits", limited)?;
     assert_eq!(pick(&guest), pick(&linux));
-    assert!(pick(&guest).iter().any(|l| l.contains("100") && l.contains("200")), "{guest}");
+    assert!(
+        pick(&guest)
+            .iter()
+            .any(|l| l.contains("100") && l.contains("200")),
+        "{guest}"
+    );
     Ok(())
 }
 
 fn masked_and_readonly_paths(engine: &Containerd) -> Result<()> {
     fn hidden(builder: Builder<'_>) -> Builder<'_> {
         builder.spec(|spec| {
-            spec["linux"]["maskedPaths"] = json!(["/proc/version", "/etc/passwd", "/root", "/missing"]);
+            spec["linux"]["maskedPaths"] =
+                json!(["/proc/version", "/etc/passwd", "/root", "/missing"]);
             spec["linux"]["readonlyPaths"] = json!(["/proc/sys", "/data", "/also/missing"]);
         })
     }
@@ -219,7 +259,9 @@ fn masked_and_readonly_paths(engine: &Containerd) -> Result<()> {
     let text = same(engine, &format!("({script}) 2>/dev/null"), hidden)?;
     assert_eq!(text, "0\n0\nwritable\n");
     assert_eq!(guest_reads(engine, "/etc/passwd", hidden)?, "");
-    let guest = engine.container(&rootfs()?).args(["/tool.wasm", "write", "/data/x", "y"]);
+    let guest = engine
+        .container(&rootfs()?)
+        .args(["/tool.wasm", "write", "/data/x", "y"]);
     assert_eq!(hidden(guest).run()?.status, 1);
     Ok(())
 }
@@ -231,11 +273,21 @@ fn sysctl(engine: &Containerd) -> Result<()> {
                 json!({"net.ipv4.ip_forward": "1", "kernel.msgmax": "9000", "net.ipv4.ping_group_range": "0 10"});
         })
     }
-    let files = ["net/ipv4/ip_forward", "kernel/msgmax", "net/ipv4/ping_group_range"];
-    let script: Vec<String> = files.iter().map(|file| format!("cat /proc/sys/{file}")).collect();
+    let files = [
+        "net/ipv4/ip_forward",
+        "kernel/msgmax",
+        "net/ipv4/ping_group_range",
+    ];
+    let script: Vec<String> = files
+        .iter()
+        .map(|file| format!("cat /proc/sys/{file}"))
+        .collect();
     let text = same(engine, &script.join("; "), set)?;
     assert!(text.starts_with("1\n9000\n0\t10"), "{text}");
-    assert_eq!(guest_reads(engine, "/proc/sys/kernel/msgmax", set)?, "9000\n");
+    assert_eq!(
+        guest_reads(engine, "/proc/sys/kernel/msgmax", set)?,
+        "9000\n"
+    );
     Ok(())
 }
 
@@ -245,13 +297,33 @@ fn mount_options(engine: &Containerd) -> Result<()> {
     std::fs::create_dir(folder.path().join("inner"))?;
     let source = folder.path().display().to_string();
     let mounts = vec![
-        mount("tmpfs", "/data/a", "tmpfs", &["nosuid", "nodev", "noexec", "size=128k", "mode=700"]),
-        mount("tmpfs", "/data/b", "tmpfs", &["ro", "relatime", "nr_inodes=10"]),
+        mount(
+            "tmpfs",
+            "/data/a",
+            "tmpfs",
+            &["nosuid", "nodev", "noexec", "size=128k", "mode=700"],
+        ),
+        mount(
+            "tmpfs",
+            "/data/b",
+            "tmpfs",
+            &["ro", "relatime", "nr_inodes=10"],
+        ),
         mount(&source, "/data/c", "bind", &["rbind", "rw", "rprivate"]),
-        mount(&source, "/data/d", "bind", &["rbind", "ro", "nosuid", "nodev", "noexec"]),
+        mount(
+            &source,
+            "/data/d",
+            "bind",
+            &["rbind", "ro", "nosuid", "nodev", "noexec"],
+        ),
         mount(&source, "/data/e", "bind", &["bind", "noatime"]),
         mount(&source, "/data/f", "", &["bind", "ro"]),
-        mount("cgroup", "/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        mount(
+            "cgroup",
+            "/sys/fs/cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        ),
     ];
     fn with<'a>(mut builder: Builder<'a>, mounts: &[Value]) -> Builder<'a> {
         for mount in mounts {
@@ -293,12 +365,22 @@ fn propagation(engine: &Containerd) -> Result<()> {
                     .create()?;
                 container.start()?;
                 container.wait_for_output("ready")?;
-                do_mount(Some("tmpfs"), &shared.join("later"), Some("tmpfs"), MsFlags::empty(), NONE)?;
+                do_mount(
+                    Some("tmpfs"),
+                    &shared.join("later"),
+                    Some("tmpfs"),
+                    MsFlags::empty(),
+                    NONE,
+                )?;
                 std::fs::write(shared.join("later/file"), "")?;
                 container.feed(b"go\n");
                 let output = container.finish();
                 umount2(&shared.join("later"), MntFlags::MNT_DETACH)?;
-                assert_eq!(output?.text(), format!("ready\n{expected}\n"), "{runtime} {option}");
+                assert_eq!(
+                    output?.text(),
+                    format!("ready\n{expected}\n"),
+                    "{runtime} {option}"
+                );
             }
         }
         Ok(())
@@ -310,10 +392,15 @@ fn propagation(engine: &Containerd) -> Result<()> {
 fn user_and_groups(engine: &Containerd) -> Result<()> {
     fn as_user(builder: Builder<'_>) -> Builder<'_> {
         builder.spec(|spec| {
-            spec["process"]["user"] = json!({"uid": 1000, "gid": 2000, "additionalGids": [3000, 4000]});
+            spec["process"]["user"] =
+                json!({"uid": 1000, "gid": 2000, "additionalGids": [3000, 4000]});
         })
     }
-    let linux = same(engine, "id -u; id -g; id -G; grep -E '^(Uid|Gid|Groups):' /proc/self/status", as_user)?;
+    let linux = same(
+        engine,
+        "id -u; id -g; id -G; grep -E '^(Uid|Gid|Groups):' /proc/self/status",
+        as_user,
+    )?;
     assert!(linux.starts_with("1000\n2000\n2000 3000 4000\n"), "{linux}");
     let guest = guest_reads(engine, "/proc/self/status", as_user)?;
     let names = ["Uid", "Gid", "Groups"];
@@ -326,11 +413,18 @@ fn namespaces(engine: &Containerd) -> Result<()> {
     let of = |pid: &str| -> Result<Vec<String>> {
         KINDS
             .iter()
-            .map(|kind| Ok(std::fs::read_link(format!("/proc/{pid}/ns/{kind}"))?.display().to_string()))
+            .map(|kind| {
+                Ok(std::fs::read_link(format!("/proc/{pid}/ns/{kind}"))?
+                    .display()
+                    .to_string())
+            })
             .collect()
     };
     let host = of("self")?;
-    for args in [["/tool.wasm", "sleep", "1000"], ["/bin/sh", "-c", "sleep 1000"]] {
+    for args in [
+        ["/tool.wasm", "sleep", "1000"],
+        ["/bin/sh", "-c", "sleep 1000"],
+    ] {
         let container = engine.container(&rootfs()?).args(args).create()?;
         container.start()?;
         let inside = of(&container.pid().to_string())?;
@@ -340,7 +434,11 @@ fn namespaces(engine: &Containerd) -> Result<()> {
         // Another that joins some of these by their paths.
         let second = engine
             .container(&rootfs()?)
-            .args(["/bin/sh", "-c", "for n in ipc net uts; do readlink /proc/self/ns/$n; done"])
+            .args([
+                "/bin/sh",
+                "-c",
+                "for n in ipc net uts; do readlink /proc/self/ns/$n; done",
+            ])
             .spec(|spec| {
                 let path = |kind: &str| format!("/proc/{}/ns/{kind}", container.pid());
                 spec["linux"]["namespaces"] = json!([
@@ -353,16 +451,25 @@ fn namespaces(engine: &Containerd) -> Result<()> {
             })
             .run()?
             .success()?;
-        assert_eq!(second, format!("{}\n{}\n{}\n", inside[1], inside[4], inside[2]), "{args:?}");
+        assert_eq!(
+            second,
+            format!("{}\n{}\n{}\n", inside[1], inside[4], inside[2]),
+            "{args:?}"
+        );
         container.kill(nix::sys::signal::Signal::SIGKILL)?;
         container.finish()?;
     }
     // Without namespaces the container shares the machine's.
     let shared = engine
         .container(&rootfs()?)
-        .args(["/bin/sh", "-c", "for n in net ipc; do readlink /proc/self/ns/$n; done"])
+        .args([
+            "/bin/sh",
+            "-c",
+            "for n in net ipc; do readlink /proc/self/ns/$n; done",
+        ])
         .spec(|spec| {
-            spec["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "mount"}, {"type": "uts"}]);
+            spec["linux"]["namespaces"] =
+                json!([{"type": "pid"}, {"type": "mount"}, {"type": "uts"}]);
             spec["mounts"] = json!([mount("proc", "/proc", "proc", &[])]);
         })
         .run()?
@@ -385,20 +492,30 @@ fn devices(engine: &Containerd) -> Result<()> {
          for l in fd stdin stdout stderr ptmx; do readlink $l; done; head -c 3 /dev/own | wc -c; ls",
         with,
     )?;
-    assert!(text.contains("own character special file 640 5 6 1 5"), "{text}");
+    assert!(
+        text.contains("own character special file 640 5 6 1 5"),
+        "{text}"
+    );
     Ok(())
 }
 
 fn hostname(engine: &Containerd) -> Result<()> {
-    let text = same(engine, "hostname", |b| b.spec(|spec| spec["hostname"] = json!("ship")))?;
+    let text = same(engine, "hostname", |b| {
+        b.spec(|spec| spec["hostname"] = json!("ship"))
+    })?;
     assert_eq!(text, "ship\n");
     Ok(())
 }
 
 /// The environment as it arrives, and a cwd that is made when it is missing.
 fn environment_and_cwd(engine: &Containerd) -> Result<()> {
-    let text = same(engine, "env | grep -v '^SHLVL='; pwd", |b| b.env("A", "b c").env("EMPTY", ""))?;
-    assert!(text.contains("A=b c\n") && text.contains("HOME=/root\n"), "{text}");
+    let text = same(engine, "env | grep -v '^SHLVL='; pwd", |b| {
+        b.env("A", "b c").env("EMPTY", "")
+    })?;
+    assert!(
+        text.contains("A=b c\n") && text.contains("HOME=/root\n"),
+        "{text}"
+    );
     let text = same(engine, "pwd; ls -ld /new/deep", |b| b.cwd("/new/deep"))?;
     assert!(text.starts_with("/new/deep\n"), "{text}");
     same(engine, "env | grep HOME", |b| b.user(1000, 1000))?;
@@ -408,7 +525,12 @@ fn environment_and_cwd(engine: &Containerd) -> Result<()> {
 /// The cgroup's own files say what the specification does.
 fn resources(engine: &Containerd) -> Result<()> {
     let files: &[(&str, &str)] = if lighter_test::cgroup::unified() {
-        &[("", "memory.max"), ("", "pids.max"), ("", "cpu.max"), ("", "cpu.weight")]
+        &[
+            ("", "memory.max"),
+            ("", "pids.max"),
+            ("", "cpu.max"),
+            ("", "cpu.weight"),
+        ]
     } else {
         &[
             ("memory", "memory.limit_in_bytes"),
@@ -455,7 +577,10 @@ fn resources(engine: &Containerd) -> Result<()> {
     }
     assert_eq!(seen[1], seen[0], "a Linux container");
     assert_eq!(seen[2], seen[0], "a guest");
-    assert!(seen[0].iter().any(|line| line.ends_with(": 77")), "{seen:?}");
+    assert!(
+        seen[0].iter().any(|line| line.ends_with(": 77")),
+        "{seen:?}"
+    );
     Ok(())
 }
 
@@ -474,7 +599,9 @@ fn oom_score(engine: &Containerd) -> Result<()> {
 fn umask(engine: &Containerd) -> Result<()> {
     let script = "umask; touch /data/file; stat -c %a /data/file";
     assert_eq!(same(engine, script, |b| b)?, "0022\n644\n");
-    let text = same(engine, script, |b| b.spec(|spec| spec["process"]["user"]["umask"] = json!(0o077)))?;
+    let text = same(engine, script, |b| {
+        b.spec(|spec| spec["process"]["user"]["umask"] = json!(0o077))
+    })?;
     assert_eq!(text, "0077\n600\n");
     Ok(())
 }

@@ -27,7 +27,10 @@ fn live(engine: &Containerd, rootfs: &Rootfs, number: u32) -> Result<()> {
 
 /// Runs `work` on a daemon of its own and compares what it holds before and
 /// after.
-fn leave_nothing(shared: &Containerd, work: impl FnOnce(&Containerd, &Rootfs) -> Result<()>) -> Result<()> {
+fn leave_nothing(
+    shared: &Containerd,
+    work: impl FnOnce(&Containerd, &Rootfs) -> Result<()>,
+) -> Result<()> {
     let engine = Containerd::start(shared.version())?;
     let rootfs = Rootfs::guests()?;
     // What is made once stays: the snapshot, compiled guests, connections.

@@ -42,7 +42,10 @@ fn within_the_limit(engine: &Containerd) -> Result<()> {
         container.start()?;
         assert_eq!(container.finish()?.success()?, "allocated 32 MB\n");
         let events = engine.recorder().wait_for(&id, "delete")?;
-        assert!(events.iter().all(|event| event.name() != "oom"), "{events:?}");
+        assert!(
+            events.iter().all(|event| event.name() != "oom"),
+            "{events:?}"
+        );
     }
     Ok(())
 }
@@ -66,10 +69,16 @@ fn figures(engine: &Containerd) -> Result<()> {
         let memory = figures.memory.context("memory")?;
         ensure!(memory.usage_limit == 128 * MB, "{memory:?}");
         ensure!(memory.usage_limit == number("memory", "memory.max")?);
-        ensure!(memory.usage.abs_diff(number("memory", "memory.current")?) < 4 * MB, "{memory:?}");
+        ensure!(
+            memory.usage.abs_diff(number("memory", "memory.current")?) < 4 * MB,
+            "{memory:?}"
+        );
         ensure!(memory.anon >= 20 * MB, "{memory:?}");
         let pids = figures.pids.context("pids")?;
-        ensure!((pids.current, pids.limit) == (number("pids", "pids.current")?, 50), "{pids:?}");
+        ensure!(
+            (pids.current, pids.limit) == (number("pids", "pids.current")?, 50),
+            "{pids:?}"
+        );
         ensure!(figures.cpu.context("cpu")?.usage_usec > 0);
     } else {
         let before = number("cpuacct", "cpuacct.usage")?;
@@ -80,12 +89,21 @@ fn figures(engine: &Containerd) -> Result<()> {
         ensure!(usage.limit == 128 * MB, "{usage:?}");
         let file = number("memory", "memory.usage_in_bytes")?;
         ensure!(usage.usage.abs_diff(file) < 4 * MB, "{usage:?}, but {file}");
-        ensure!(usage.usage >= 20 * MB && usage.max >= usage.usage, "{usage:?}");
+        ensure!(
+            usage.usage >= 20 * MB && usage.max >= usage.usage,
+            "{usage:?}"
+        );
         ensure!(memory.rss >= 20 * MB, "{memory:?}");
         let pids = figures.pids.context("pids")?;
-        ensure!((pids.current, pids.limit) == (number("pids", "pids.current")?, 50), "{pids:?}");
+        ensure!(
+            (pids.current, pids.limit) == (number("pids", "pids.current")?, 50),
+            "{pids:?}"
+        );
         let cpu = figures.cpu.context("cpu")?.usage.context("cpu usage")?;
-        ensure!((before..=after).contains(&cpu.total) && before > 0, "{before} {cpu:?} {after}");
+        ensure!(
+            (before..=after).contains(&cpu.total) && before > 0,
+            "{before} {cpu:?} {after}"
+        );
     }
     container.kill(Signal::SIGKILL)?;
     container.finish()?;

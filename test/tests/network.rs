@@ -11,7 +11,15 @@ use anyhow::{Context, Result};
 use lighter_test::{Containerd, Network, Rootfs, each_containerd};
 use nix::sys::signal::Signal;
 
-each_containerd!(tcp_server, tcp_client, udp_server, udp_client, http, names, own_network);
+each_containerd!(
+    tcp_server,
+    tcp_client,
+    udp_server,
+    udp_client,
+    http,
+    names,
+    own_network
+);
 
 const TOOL: &str = "/tool-component.wasm";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,7 +30,10 @@ fn network(engine: &Containerd) -> Result<Network> {
 
 fn tcp_server(engine: &Containerd) -> Result<()> {
     let network = network(engine)?;
-    for program in [[TOOL, "tcp-server", "7000"].as_slice(), &["/tcp-echo.wasm", "7000"]] {
+    for program in [
+        [TOOL, "tcp-server", "7000"].as_slice(),
+        &["/tcp-echo.wasm", "7000"],
+    ] {
         let container = engine
             .container(&Rootfs::guests()?)
             .args(program)
@@ -48,7 +59,11 @@ fn tcp_server(engine: &Containerd) -> Result<()> {
                 Ok(received)
             });
             let received = received.join().expect("the client does not panic")?;
-            assert!(received == expected, "{program:?}: {} of {size} bytes", received.len());
+            assert!(
+                received == expected,
+                "{program:?}: {} of {size} bytes",
+                received.len()
+            );
         }
         container.kill(Signal::SIGTERM)?;
         assert_eq!(container.finish()?.status, 143);
@@ -77,7 +92,10 @@ fn tcp_client(engine: &Containerd) -> Result<()> {
         .network(&network.path())
         .run()?;
     assert_eq!(output.success()?, "got from the guest\n");
-    assert_eq!(serving.join().expect("the server does not panic")?, "from the guest");
+    assert_eq!(
+        serving.join().expect("the server does not panic")?,
+        "from the guest"
+    );
     Ok(())
 }
 
@@ -103,7 +121,10 @@ fn udp_server(engine: &Containerd) -> Result<()> {
         Ok(received)
     });
     let received = received.join().expect("the client does not panic")?;
-    assert_eq!(received, [vec![1; 1], vec![100; 100], vec![1400_usize as u8; 1400]]);
+    assert_eq!(
+        received,
+        [vec![1; 1], vec![100; 100], vec![1400_usize as u8; 1400]]
+    );
     container.kill(Signal::SIGTERM)?;
     assert_eq!(container.finish()?.status, 143);
     Ok(())
@@ -164,7 +185,10 @@ fn serve_names(socket: &UdpSocket, address: Ipv4Addr) -> Result<()> {
             return Ok(());
         };
         // Header, one question: labels up to the empty one, type, class.
-        let labels = query[12..size].iter().position(|byte| *byte == 0).context("a name ends")?;
+        let labels = query[12..size]
+            .iter()
+            .position(|byte| *byte == 0)
+            .context("a name ends")?;
         let end = 12 + labels + 5;
         let of_type_a = query[end - 4..end - 2] == [0, 1];
         let mut answer = query[..end].to_vec();
@@ -188,8 +212,14 @@ fn names(engine: &Containerd) -> Result<()> {
     std::thread::spawn(move || serve_names(&socket, Ipv4Addr::new(10, 9, 8, 7)));
 
     let folder = tempfile::tempdir_in(engine.folder())?;
-    let (hosts, resolv) = (folder.path().join("hosts"), folder.path().join("resolv.conf"));
-    fs::write(&hosts, "127.0.0.1 localhost\n10.1.2.3 from-hosts other-name\n")?;
+    let (hosts, resolv) = (
+        folder.path().join("hosts"),
+        folder.path().join("resolv.conf"),
+    );
+    fs::write(
+        &hosts,
+        "127.0.0.1 localhost\n10.1.2.3 from-hosts other-name\n",
+    )?;
     fs::write(&resolv, "nameserver 127.0.0.1\n")?;
     let resolve = |name: &str| {
         engine

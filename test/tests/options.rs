@@ -9,7 +9,16 @@ use lighter_test::{
 };
 use nix::sys::signal::Signal;
 
-each_containerd!(none, toml_body, toml_file, ctr_config_path, of_runc, io_owner, shim_cgroup, root);
+each_containerd!(
+    none,
+    toml_body,
+    toml_file,
+    ctr_config_path,
+    of_runc,
+    io_owner,
+    shim_cgroup,
+    root
+);
 
 fn hello(engine: &Containerd, options: Option<prost_types::Any>) -> Result<()> {
     let mut builder = engine.container(&Rootfs::guests()?).args(["/hello.wasm"]);
@@ -31,19 +40,31 @@ fn none(engine: &Containerd) -> Result<()> {
 fn files(folder: &std::path::Path) -> usize {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
-        .map(|entry| if entry.path().is_dir() { files(&entry.path()) } else { 1 })
+        .map(|entry| {
+            if entry.path().is_dir() {
+                files(&entry.path())
+            } else {
+                1
+            }
+        })
         .sum()
 }
 
 /// TOML for a cache that the shim makes in a folder.
 fn cache_in(folder: &tempfile::TempDir) -> String {
-    format!("cache_dir = {:?}\n", folder.path().join("cache").display().to_string())
+    format!(
+        "cache_dir = {:?}\n",
+        folder.path().join("cache").display().to_string()
+    )
 }
 
 fn toml_body(engine: &Containerd) -> Result<()> {
     let cache = tempfile::tempdir()?;
     hello(engine, Some(RuntimeOptions::body(&cache_in(&cache))))?;
-    assert!(files(cache.path()) > 0, "the cache is where the options say");
+    assert!(
+        files(cache.path()) > 0,
+        "the cache is where the options say"
+    );
     Ok(())
 }
 
@@ -59,7 +80,10 @@ fn toml_file(engine: &Containerd) -> Result<()> {
 /// `ctr run --runtime-config-path`.
 fn ctr_config_path(engine: &Containerd) -> Result<()> {
     let mut layer = image::Layer::default();
-    layer.add("/hello.wasm", image::Entry::file(guest("hello.wasm")?).mode(0o755))?;
+    layer.add(
+        "/hello.wasm",
+        image::Entry::file(guest("hello.wasm")?).mode(0o755),
+    )?;
     let image = image::Image {
         entrypoint: vec!["/hello.wasm".to_owned()],
         layers: vec![layer],
@@ -75,10 +99,21 @@ fn ctr_config_path(engine: &Containerd) -> Result<()> {
     fs::write(file.path(), cache_in(&cache))?;
     let (id, path) = (engine.new_id("ctr"), file.path().display().to_string());
     let output = engine.run_ctr([
-        "run", "--rm", "--runtime", WASMTIME, "--runtime-config-path", &path, &name, &id,
+        "run",
+        "--rm",
+        "--runtime",
+        WASMTIME,
+        "--runtime-config-path",
+        &path,
+        &name,
+        &id,
     ])?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.starts_with("Hello"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        text.starts_with("Hello"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(files(cache.path()) > 0, "the cache is where the file says");
     engine.ensure_gone(&id)
 }
@@ -92,8 +127,14 @@ fn of_runc(engine: &Containerd) -> Result<()> {
     };
     hello(engine, Some(options.any()))?;
     let log = engine.log();
-    let line = log.lines().find(|line| line.contains("BinaryName")).context("a line about BinaryName in the log")?;
-    assert!(line.contains("ignored") || line.contains("no meaning"), "{line}");
+    let line = log
+        .lines()
+        .find(|line| line.contains("BinaryName"))
+        .context("a line about BinaryName in the log")?;
+    assert!(
+        line.contains("ignored") || line.contains("no meaning"),
+        "{line}"
+    );
     let options = RuncOptions {
         no_pivot_root: true,
         ..Default::default()
@@ -165,12 +206,21 @@ fn shim_cgroup(engine: &Containerd) -> Result<()> {
             .create()?;
         container.start()?;
         let id = container.id().to_owned();
-        let members = fs::read_to_string(cgroup::folder("memory").join(&name).join("cgroup.procs"))?;
+        let members =
+            fs::read_to_string(cgroup::folder("memory").join(&name).join("cgroup.procs"))?;
         let members: Vec<&str> = members.lines().collect();
         let shims = engine.shims_of(&id);
         assert!(!shims.is_empty());
-        assert!(shims.iter().any(|pid| members.contains(&pid.to_string().as_str())), "{shims:?} {members:?}");
-        assert!(!members.contains(&container.pid().to_string().as_str()), "the container has its own");
+        assert!(
+            shims
+                .iter()
+                .any(|pid| members.contains(&pid.to_string().as_str())),
+            "{shims:?} {members:?}"
+        );
+        assert!(
+            !members.contains(&container.pid().to_string().as_str()),
+            "the container has its own"
+        );
         container.kill(Signal::SIGKILL)?;
         container.finish()?;
         engine.ensure_gone(&id)

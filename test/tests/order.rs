@@ -6,7 +6,12 @@ use containerd_client::tonic::Code;
 use lighter_test::{Container, Containerd, RUNC, Rootfs, WASMTIME, code, each_containerd};
 use nix::sys::signal::Signal;
 
-each_containerd!(calls_on_a_created_task, calls_on_a_running_task, calls_on_a_stopped_task, calls_on_a_deleted_task);
+each_containerd!(
+    calls_on_a_created_task,
+    calls_on_a_running_task,
+    calls_on_a_stopped_task,
+    calls_on_a_deleted_task
+);
 
 const PROGRAMS: [(&str, [&str; 3]); 3] = [
     (RUNC, ["/bin/sh", "-c", "exec sleep 1000"]),
@@ -40,7 +45,10 @@ fn compare(engine: &Containerd, ask: impl Fn(&mut Container) -> Result<Answers>)
                 for ((call, ours), (_, theirs)) in answers.iter().zip(expected) {
                     // Where runc's shim fails without a code, any code is better.
                     let better = theirs == "Unknown" && ours != "OK";
-                    assert!(ours == theirs || better, "{call}: {ours}, not {theirs}: {runtime} {args:?}");
+                    assert!(
+                        ours == theirs || better,
+                        "{call}: {ours}, not {theirs}: {runtime} {args:?}"
+                    );
                 }
                 assert_eq!(answers.len(), expected.len());
             }
@@ -52,7 +60,12 @@ fn compare(engine: &Containerd, ask: impl Fn(&mut Container) -> Result<Answers>)
 fn calls_on_a_created_task(engine: &Containerd) -> Result<()> {
     compare(engine, |task| {
         let status = |task: &Container| match task.state() {
-            Ok(state) => format!("{} {} {}", state.status, state.exit_status, state.pid == task.pid()),
+            Ok(state) => format!(
+                "{} {} {}",
+                state.status,
+                state.exit_status,
+                state.pid == task.pid()
+            ),
             Err(error) => format!("{:?}", code(&error)),
         };
         Ok(vec![
@@ -69,7 +82,12 @@ fn calls_on_a_running_task(engine: &Containerd) -> Result<()> {
     compare(engine, |task| {
         task.start()?;
         let status = |task: &Container| match task.state() {
-            Ok(state) => format!("{} {} {}", state.status, state.exit_status, state.pid == task.pid()),
+            Ok(state) => format!(
+                "{} {} {}",
+                state.status,
+                state.exit_status,
+                state.pid == task.pid()
+            ),
             Err(error) => format!("{:?}", code(&error)),
         };
         Ok(vec![
@@ -90,7 +108,15 @@ fn calls_on_a_stopped_task(engine: &Containerd) -> Result<()> {
         task.wait_for_event("exit")?;
         let state = task.state()?;
         Ok(vec![
-            ("state", format!("{} {} {}", state.status, state.exit_status, state.exited_at.is_some())),
+            (
+                "state",
+                format!(
+                    "{} {} {}",
+                    state.status,
+                    state.exit_status,
+                    state.exited_at.is_some()
+                ),
+            ),
             ("wait", answer(task.wait())),
             ("wait again", answer(task.wait())),
             ("start", answer(task.start())),
@@ -118,7 +144,13 @@ fn calls_on_a_deleted_task(engine: &Containerd) -> Result<()> {
         ])
     })?;
     // What containerd makes of an unknown task is its own affair, but for this.
-    let task = engine.container(&Rootfs::guests()?).args(["/hello.wasm"]).record()?;
-    assert_eq!(task.start().map_err(|error| code(&error)), Err(Code::NotFound));
+    let task = engine
+        .container(&Rootfs::guests()?)
+        .args(["/hello.wasm"])
+        .record()?;
+    assert_eq!(
+        task.start().map_err(|error| code(&error)),
+        Err(Code::NotFound)
+    );
     Ok(())
 }

@@ -9,7 +9,13 @@ use lighter_test::{
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-each_containerd!(side_by_side, one_daemon, pod_of_both_kinds, members_die_alone, daemon_stays_lean);
+each_containerd!(
+    side_by_side,
+    one_daemon,
+    pod_of_both_kinds,
+    members_die_alone,
+    daemon_stays_lean
+);
 
 fn side_by_side(engine: &Containerd) -> Result<()> {
     let start = |args: [&str; 3]| {
@@ -43,14 +49,22 @@ fn one_daemon(engine: &Containerd) -> Result<()> {
     let daemons = engine.shims_of(&pod);
     assert!(!daemons.is_empty());
     let mut members = Vec::new();
-    for args in [["/tool.wasm", "sleep", "1000"], ["/bin/sh", "-c", "sleep 1000"], ["/tool-component.wasm", "sleep", "1000"]] {
+    for args in [
+        ["/tool.wasm", "sleep", "1000"],
+        ["/bin/sh", "-c", "sleep 1000"],
+        ["/tool-component.wasm", "sleep", "1000"],
+    ] {
         let member = engine
             .container(&Rootfs::guests()?)
             .pod(&pod)
             .args(args)
             .create()?;
         member.start()?;
-        assert_eq!(engine.shims_of(member.id()), [0_u32; 0], "{args:?} has no daemon of its own");
+        assert_eq!(
+            engine.shims_of(member.id()),
+            [0_u32; 0],
+            "{args:?} has no daemon of its own"
+        );
         members.push(member);
     }
     assert_eq!(engine.shims_of(&pod), daemons, "one daemon serves all");
@@ -128,7 +142,11 @@ fn members_die_alone(engine: &Containerd) -> Result<()> {
         .args(["/bin/sleep", "1000"])
         .create()?;
     pause.start()?;
-    for args in [["/tool.wasm", "trap", "-"], ["/tool.wasm", "exit", "3"], ["/bin/sh", "-c", "exit 9"]] {
+    for args in [
+        ["/tool.wasm", "trap", "-"],
+        ["/tool.wasm", "exit", "3"],
+        ["/bin/sh", "-c", "exit 9"],
+    ] {
         let member = engine
             .container(&Rootfs::guests()?)
             .pod(&pod)
@@ -177,7 +195,8 @@ fn daemon_stays_lean(engine: &Containerd) -> Result<()> {
     let both = || run(["/tool.wasm", "cat"]).and_then(|()| run(["/bin/cat", "-"]));
     both()?;
     let processes = engine.shims_of(&pod);
-    let open = |pids: &[u32]| -> Result<Vec<usize>> { pids.iter().map(|&pid| open_files(pid)).collect() };
+    let open =
+        |pids: &[u32]| -> Result<Vec<usize>> { pids.iter().map(|&pid| open_files(pid)).collect() };
     let before = open(&processes)?;
     for _ in 0..20 {
         both()?;
@@ -186,7 +205,11 @@ fn daemon_stays_lean(engine: &Containerd) -> Result<()> {
         (open(&processes).ok()? == before).then_some(())
     })
     .with_context(|| format!("before {before:?}, after {:?}", open(&processes)))?;
-    let threads = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/task")).map(Iterator::count).unwrap_or(0);
+    let threads = |pid: u32| {
+        std::fs::read_dir(format!("/proc/{pid}/task"))
+            .map(Iterator::count)
+            .unwrap_or(0)
+    };
     for pid in processes {
         assert!(threads(pid) < 16, "{} threads", threads(pid));
     }

@@ -5,8 +5,15 @@ use anyhow::Result;
 use lighter_test::{Containerd, Rootfs, each_containerd};
 
 each_containerd!(
-    arguments, environment, working_directory, entrypoints, exit_codes, trap, function_by_name,
-    function_that_is_missing, clocks_and_random,
+    arguments,
+    environment,
+    working_directory,
+    entrypoints,
+    exit_codes,
+    trap,
+    function_by_name,
+    function_that_is_missing,
+    clocks_and_random,
 );
 
 /// The same program for WASI 0.1, 0.2 and 0.3.
@@ -18,7 +25,11 @@ fn arguments(engine: &Containerd) -> Result<()> {
     let long = "x".repeat(30_000);
     for tool in TOOLS {
         let args = [tool, "args", "", "two words", "ä€𝄞", "-x", &long];
-        let output = engine.container(&Rootfs::guests()?).args(args).run()?.success()?;
+        let output = engine
+            .container(&Rootfs::guests()?)
+            .args(args)
+            .run()?
+            .success()?;
         assert_eq!(output.lines().collect::<Vec<_>>(), args);
     }
     Ok(())
@@ -84,12 +95,21 @@ fn exit_codes(engine: &Containerd) -> Result<()> {
         for code in [0, 1, 2, 42, 125, 255] {
             // Rust's library for WASI 0.2 can only say good or bad: the stable
             // function of wasi:cli/exit has no number.
-            let expected = if tool == "/tool-component.wasm" { code.min(1) } else { code };
+            let expected = if tool == "/tool-component.wasm" {
+                code.min(1)
+            } else {
+                code
+            };
             let output = engine
                 .container(&Rootfs::guests()?)
                 .args([tool, "exit", &code.to_string()])
                 .run()?;
-            assert_eq!(output.status, expected, "{tool} {code}: {}", output.errors());
+            assert_eq!(
+                output.status,
+                expected,
+                "{tool} {code}: {}",
+                output.errors()
+            );
         }
     }
     // `run` of wasi:cli returns its error.
@@ -116,7 +136,10 @@ fn trap(engine: &Containerd) -> Result<()> {
         assert_eq!(output.status, 134, "{tool}: {errors}");
         assert!(errors.contains("unreachable"), "{tool}: {errors}");
         for function in ["trap_inner", "trap_outer"] {
-            assert!(errors.contains(function), "{tool}: no {function} in {errors}");
+            assert!(
+                errors.contains(function),
+                "{tool}: no {function} in {errors}"
+            );
         }
         assert_eq!(output.text(), "", "{tool}");
     }
@@ -124,23 +147,32 @@ fn trap(engine: &Containerd) -> Result<()> {
 }
 
 fn function_by_name(engine: &Containerd) -> Result<()> {
-    let run = |program: &str| {
-        engine
-            .container(&Rootfs::guests()?)
-            .args([program])
-            .run()
-    };
-    assert_eq!(run("/reactor.wasm#greet")?.success()?, "hello from a reactor\n");
+    let run = |program: &str| engine.container(&Rootfs::guests()?).args([program]).run();
+    assert_eq!(
+        run("/reactor.wasm#greet")?.success()?,
+        "hello from a reactor\n"
+    );
     assert_eq!(run("/reactor.wasm#quit")?.status, 7);
     let output = run("/reactor.wasm#fail")?;
     assert_eq!(output.status, 134);
-    assert!(output.errors().contains("unreachable"), "{}", output.errors());
+    assert!(
+        output.errors().contains("unreachable"),
+        "{}",
+        output.errors()
+    );
     Ok(())
 }
 
 fn function_that_is_missing(engine: &Containerd) -> Result<()> {
-    for program in ["/reactor.wasm", "/reactor.wasm#nowhere", "/hello.wasm#nowhere"] {
-        let text = engine.container(&Rootfs::guests()?).args([program]).refused()?;
+    for program in [
+        "/reactor.wasm",
+        "/reactor.wasm#nowhere",
+        "/hello.wasm#nowhere",
+    ] {
+        let text = engine
+            .container(&Rootfs::guests()?)
+            .args([program])
+            .refused()?;
         let name = program.split_once('#').map_or("_start", |(_, name)| name);
         assert!(text.contains(name), "{program}: {text}");
     }
@@ -148,13 +180,25 @@ fn function_that_is_missing(engine: &Containerd) -> Result<()> {
 }
 
 fn clocks_and_random(engine: &Containerd) -> Result<()> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)?
+        .as_secs();
     for tool in &TOOLS[..2] {
-        let told = engine.container(&Rootfs::guests()?).args([tool, "time"]).run()?.success()?;
+        let told = engine
+            .container(&Rootfs::guests()?)
+            .args([tool, "time"])
+            .run()?
+            .success()?;
         let told: u64 = told.trim().parse()?;
         assert!(told.abs_diff(now) < 60, "{tool}: {told}, not {now}");
     }
-    let random = || engine.container(&Rootfs::guests()?).args(["/tool.wasm", "random"]).run()?.success();
+    let random = || {
+        engine
+            .container(&Rootfs::guests()?)
+            .args(["/tool.wasm", "random"])
+            .run()?
+            .success()
+    };
     let (one, other) = (random()?, random()?);
     assert_eq!(one.trim().len(), 32);
     assert_ne!(one, other);

@@ -10,9 +10,18 @@ use nix::{
     unistd::Pid,
 };
 
-each_containerd!(while_it_runs, before_the_start, after_the_exit, at_any_moment, of_a_pod);
+each_containerd!(
+    while_it_runs,
+    before_the_start,
+    after_the_exit,
+    at_any_moment,
+    of_a_pod
+);
 
-const PROGRAMS: [[&str; 3]; 2] = [["/tool.wasm", "sleep", "1000"], ["/bin/sh", "-c", "sleep 1000 & sleep 1000"]];
+const PROGRAMS: [[&str; 3]; 2] = [
+    ["/tool.wasm", "sleep", "1000"],
+    ["/bin/sh", "-c", "sleep 1000 & sleep 1000"],
+];
 
 /// Kills every process of a container's shim: the daemon and what it keeps.
 /// The zygote may end with the daemon before its turn comes.
@@ -56,11 +65,16 @@ fn while_it_runs(engine: &Containerd) -> Result<()> {
         });
         assert_eq!(exit.map(|exit| exit.exit_status), Some(137), "{args:?}");
         ensure_dead(pid)?;
-        eventually("containerd has forgotten the task", || container.state().err().map(drop))?;
+        eventually("containerd has forgotten the task", || {
+            container.state().err().map(drop)
+        })?;
         drop(container);
         engine.ensure_gone(&id)?;
         // The machine is as before: the next container runs.
-        let next = engine.container(&Rootfs::guests()?).args(["/tool.wasm", "exit", "6"]).run()?;
+        let next = engine
+            .container(&Rootfs::guests()?)
+            .args(["/tool.wasm", "exit", "6"])
+            .run()?;
         assert_eq!(next.status, 6);
     }
     Ok(())
@@ -72,7 +86,9 @@ fn before_the_start(engine: &Containerd) -> Result<()> {
         let (id, pid) = (container.id().to_owned(), container.pid());
         kill_daemon(engine, &id)?;
         ensure_dead(pid)?;
-        eventually("containerd has forgotten the task", || container.state().err().map(drop))?;
+        eventually("containerd has forgotten the task", || {
+            container.state().err().map(drop)
+        })?;
         assert!(container.start().is_err());
         drop(container);
         engine.ensure_gone(&id)?;
@@ -81,12 +97,17 @@ fn before_the_start(engine: &Containerd) -> Result<()> {
 }
 
 fn after_the_exit(engine: &Containerd) -> Result<()> {
-    let container = engine.container(&Rootfs::guests()?).args(["/tool.wasm", "exit", "3"]).create()?;
+    let container = engine
+        .container(&Rootfs::guests()?)
+        .args(["/tool.wasm", "exit", "3"])
+        .create()?;
     container.start()?;
     assert_eq!(container.wait()?.status, 3);
     let id = container.id().to_owned();
     kill_daemon(engine, &id)?;
-    eventually("containerd has forgotten the task", || container.state().err().map(drop))?;
+    eventually("containerd has forgotten the task", || {
+        container.state().err().map(drop)
+    })?;
     drop(container);
     engine.ensure_gone(&id)
 }
@@ -116,7 +137,9 @@ fn at_any_moment(engine: &Containerd) -> Result<()> {
                 let _ = life.join().expect("the client does not panic");
                 Ok(())
             })?;
-            engine.ensure_gone(&id).with_context(|| format!("{args:?} after {delay} ms"))?;
+            engine
+                .ensure_gone(&id)
+                .with_context(|| format!("{args:?} after {delay} ms"))?;
         }
     }
     assert!(killed >= 20, "only {killed} processes were killed");
@@ -127,7 +150,10 @@ fn at_any_moment(engine: &Containerd) -> Result<()> {
 fn of_a_pod(engine: &Containerd) -> Result<()> {
     let pod = engine.new_id("pod");
     let mut members = Vec::new();
-    for (number, args) in [PROGRAMS[1], PROGRAMS[0], PROGRAMS[1]].into_iter().enumerate() {
+    for (number, args) in [PROGRAMS[1], PROGRAMS[0], PROGRAMS[1]]
+        .into_iter()
+        .enumerate()
+    {
         let mut builder = engine.container(&Rootfs::guests()?).pod(&pod).args(args);
         if number == 0 {
             builder = builder.id(&pod);

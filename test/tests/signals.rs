@@ -6,7 +6,14 @@ use anyhow::Result;
 use lighter_test::{Containerd, Rootfs, each_containerd, leaks::ensure_dead};
 use nix::sys::signal::Signal;
 
-each_containerd!(in_a_loop, in_a_sleep, in_a_read, before_the_start, ignored, linux);
+each_containerd!(
+    in_a_loop,
+    in_a_sleep,
+    in_a_read,
+    before_the_start,
+    ignored,
+    linux
+);
 
 const ENDING: [(Signal, u32); 5] = [
     (Signal::SIGTERM, 143),
@@ -21,10 +28,7 @@ const AT_ONCE: Duration = Duration::from_millis(500);
 
 fn end(engine: &Containerd, args: &[&str], said: &str) -> Result<()> {
     for (signal, status) in ENDING {
-        let container = engine
-            .container(&Rootfs::guests()?)
-            .args(args)
-            .create()?;
+        let container = engine.container(&Rootfs::guests()?).args(args).create()?;
         container.start()?;
         if !said.is_empty() {
             container.wait_for_output(said)?;
@@ -51,7 +55,11 @@ fn in_a_loop(engine: &Containerd) -> Result<()> {
 
 fn in_a_sleep(engine: &Containerd) -> Result<()> {
     end(engine, &["/tool.wasm", "sleep", "1000"], "sleeping")?;
-    end(engine, &["/tool-component.wasm", "sleep", "1000"], "sleeping")?;
+    end(
+        engine,
+        &["/tool-component.wasm", "sleep", "1000"],
+        "sleeping",
+    )?;
     end(engine, &["/tool-p3.wasm", "sleep", "1000"], "sleeping")
 }
 
@@ -80,10 +88,7 @@ fn in_a_read(engine: &Containerd) -> Result<()> {
 /// A task that was created and never started can be killed.
 fn before_the_start(engine: &Containerd) -> Result<()> {
     for args in [["/tool.wasm", "loop"], ["/bin/sleep", "1000"]] {
-        let container = engine
-            .container(&Rootfs::guests()?)
-            .args(args)
-            .create()?;
+        let container = engine.container(&Rootfs::guests()?).args(args).create()?;
         let (id, pid) = (container.id().to_owned(), container.pid());
         container.kill(Signal::SIGKILL)?;
         assert_eq!(container.wait()?.status, 137, "{args:?}");
@@ -105,7 +110,12 @@ fn ignored(engine: &Containerd) -> Result<()> {
     container.start()?;
     container.feed(b"one");
     container.wait_for_output("one")?;
-    for signal in [Signal::SIGWINCH, Signal::SIGCHLD, Signal::SIGURG, Signal::SIGCONT] {
+    for signal in [
+        Signal::SIGWINCH,
+        Signal::SIGCHLD,
+        Signal::SIGURG,
+        Signal::SIGCONT,
+    ] {
         container.kill(signal)?;
     }
     container.feed(b"two");
@@ -121,13 +131,21 @@ fn linux(engine: &Containerd) -> Result<()> {
         let container = engine
             .container(&Rootfs::guests()?)
             .runtime(runtime)
-            .args(["/bin/sh", "-c", "trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.05; done"])
+            .args([
+                "/bin/sh",
+                "-c",
+                "trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.05; done",
+            ])
             .create()?;
         container.start()?;
         container.wait_for_output("ready")?;
         container.kill(Signal::SIGTERM)?;
         let output = container.finish()?;
-        assert_eq!((output.status, output.text()), (9, "ready\ncaught\n".to_owned()), "{runtime}");
+        assert_eq!(
+            (output.status, output.text()),
+            (9, "ready\ncaught\n".to_owned()),
+            "{runtime}"
+        );
     }
     Ok(())
 }

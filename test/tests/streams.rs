@@ -3,7 +3,13 @@
 use anyhow::Result;
 use lighter_test::{Containerd, Input, Rootfs, WASMTIME, each_containerd};
 
-each_containerd!(hundred_megabytes, fed_piece_by_piece, stderr_apart, nothing_to_read, output_before_exit);
+each_containerd!(
+    hundred_megabytes,
+    fed_piece_by_piece,
+    stderr_apart,
+    nothing_to_read,
+    output_before_exit
+);
 
 const PROGRAMS: [&[&str]; 4] = [
     &["/tool.wasm", "cat"],
@@ -61,7 +67,11 @@ fn fed_piece_by_piece(engine: &Containerd) -> Result<()> {
             container.wait_for_output(piece)?;
         }
         container.end_stdin()?;
-        assert_eq!(container.finish()?.success()?, "one\ntwo\nthree\n", "{program:?}");
+        assert_eq!(
+            container.finish()?.success()?,
+            "one\ntwo\nthree\n",
+            "{program:?}"
+        );
     }
     Ok(())
 }
@@ -72,7 +82,10 @@ fn stderr_apart(engine: &Containerd) -> Result<()> {
             .container(&Rootfs::guests()?)
             .args([tool, "stderr", "only here"])
             .run()?;
-        assert_eq!((output.text(), output.errors()), (String::new(), "only here\n".to_owned()));
+        assert_eq!(
+            (output.text(), output.errors()),
+            (String::new(), "only here\n".to_owned())
+        );
     }
     Ok(())
 }
