@@ -63,11 +63,14 @@ processes() {
 
 # ended STATUS: how the script goes, whatever ends it.
 ended() {
+    # What an interrupt ends is the demo, not its clean-up.
+    trap '' INT TERM HUP
     if (($1 > 0 && $1 < 128)) && [[ -e $STATE/containerd.log ]]; then
         printf '%s: failed; the last lines of containerd and the shim:\n' "${0##*/}" >&2
         tail -n 20 "$STATE/containerd.log" >&2
     fi
     take_down
+    (($1 > 0)) || say "no process is left, $STATE and $ROOT are removed"
 }
 
 # Removes everything of this demo or of an earlier one. Does nothing where there
@@ -194,6 +197,3 @@ run ctr run --rm "${runtime[@]}" docker.io/library/busybox:latest linux \
 task_events linux
 
 step "Take everything down"
-trap - EXIT
-take_down
-say "no process is left, $STATE and $ROOT are removed"
