@@ -352,8 +352,10 @@ impl Dockerd {
         let table = table.and_then(Result::ok).unwrap_or_default();
         let folder = format!("{}/", self.folder.display());
         let mounts = table.lines().filter_map(|line| line.split(' ').nth(4));
-        // dockerd keeps a mount of its own for the network of `--network host` and none.
-        let mounts = mounts.filter(|path| path.starts_with(&folder) && !path.ends_with("default"));
+        // dockerd's own are the data folder, for its propagation, and the network of
+        // `--network none`.
+        let own = [format!("{folder}data"), format!("{folder}exec/netns/default")];
+        let mounts = mounts.filter(|path| path.starts_with(&folder) && !own.contains(&(*path).into()));
         remains.extend(mounts.map(|path| format!("mount {path}")));
         remains.extend(self.cgroups());
         for state in ["state/io.containerd.runtime.v2.task/moby", "exec/containerd"] {

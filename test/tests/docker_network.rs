@@ -59,7 +59,7 @@ fn published_echo(engine: &Dockerd) -> Result<()> {
     let port = port_of(engine, guest.id(), "7")?;
     assert_eq!(ask(engine, port, b"from outside")?, "from outside");
 
-    let linux = engine.launch(Image::Linux, &["-p", "7"], &["nc", "-lk", "-p", "7", "-e", "cat"])?;
+    let linux = engine.launch(Image::Linux, &["-p", "7"], &["nc", "-ll", "-p", "7", "-e", "cat"])?;
     let port = port_of(engine, linux.id(), "7")?;
     eventually("nc listens", || {
         (ask(engine, port, b"from outside").ok()? == "from outside").then_some(())
@@ -75,7 +75,7 @@ fn by_name(engine: &Dockerd) -> Result<()> {
     let linux = engine.launch(
         Image::Linux,
         &options("linux"),
-        &["nc", "-lk", "-p", "7001", "-e", "cat"],
+        &["nc", "-ll", "-p", "7001", "-e", "cat"],
     )?;
     guest.wait_for_log("listening")?;
     let ours = ["--network", "ours"];
