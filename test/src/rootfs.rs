@@ -205,7 +205,6 @@ impl Containerd {
                         "2026-01-01T00:00:00Z".to_owned(),
                     )]
                     .into(),
-                    ..Default::default()
                 }),
             ),
         )?;
@@ -227,7 +226,6 @@ impl Containerd {
                 "2026-01-01T00:00:00Z".to_owned(),
             )]
             .into(),
-            ..Default::default()
         };
         let mut snapshots = self.client().snapshots();
         let answer = call(snapshots.prepare(self.request(request)))
