@@ -34,6 +34,7 @@ test: setup build ## run every test (as root)
 
 .PHONY: setup
 setup: ## fetch and install what the tests need, beside what runs here already
+	test/setup/build
 	test/setup/engines
 	test/setup/guests
 	test/setup/uml
