@@ -84,7 +84,10 @@ impl Image {
         layer.add("/etc/passwd", Entry::bytes(users))?;
         layer.add("/etc/group", Entry::bytes("root:x:0:\nuser:x:1000:\n"))?;
         layer.add("/etc/plain", Entry::bytes("no program\n"))?;
-        layer.add("/etc/plain-executable", Entry::bytes("no program\n").mode(0o755))?;
+        layer.add(
+            "/etc/plain-executable",
+            Entry::bytes("no program\n").mode(0o755),
+        )?;
         layer.add("/etc/secret", Entry::bytes("root's\n").mode(0o600))?;
         layer.add("/tmp", Entry::directory().mode(0o1777))?;
         let cmd = match self {
@@ -111,9 +114,16 @@ impl Image {
     }
 }
 
-const GUESTS: &[&str] =
-    &["hello.wasm", "tool.wasm", "tool-component.wasm", "tool-p3.wasm", "tcp-echo.wasm"];
-const APPLETS: &[&str] = &["cat", "env", "grep", "id", "nc", "pwd", "sh", "sleep", "tail", "wget"];
+const GUESTS: &[&str] = &[
+    "hello.wasm",
+    "tool.wasm",
+    "tool-component.wasm",
+    "tool-p3.wasm",
+    "tcp-echo.wasm",
+];
+const APPLETS: &[&str] = &[
+    "cat", "env", "grep", "id", "nc", "pwd", "sh", "sleep", "tail", "wget",
+];
 
 /// The daemon's address for clients in its [`Dockerd::outside`].
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -155,8 +165,14 @@ impl Dockerd {
                 program.display()
             );
         }
-        let mut path = vec![built_programs()?, Version::V2_1.programs()?, engine.join("sbin")];
-        path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+        let mut path = vec![
+            built_programs()?,
+            Version::V2_1.programs()?,
+            engine.join("sbin"),
+        ];
+        path.extend(std::env::split_paths(
+            &std::env::var_os("PATH").unwrap_or_default(),
+        ));
 
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("lighter-test-{}-docker-{number}", std::process::id());
@@ -165,7 +181,10 @@ impl Dockerd {
         connect(&name)?;
         let folder = Path::new("/run").join(&name);
         fs::create_dir(&folder).with_context(|| format!("create {}", folder.display()))?;
-        fs::write(folder.join("containerd.toml"), containerd_configuration(&folder))?;
+        fs::write(
+            folder.join("containerd.toml"),
+            containerd_configuration(&folder),
+        )?;
         let configuration = configuration(store, &folder, &name, &engine);
         fs::write(folder.join("daemon.json"), configuration.to_string())?;
         let keeper = Command::new("/bin/sh")
@@ -212,11 +231,16 @@ impl Dockerd {
     }
 
     fn prepare(&self) -> Result<()> {
-        eventually("dockerd answers", || self.docker(&["version"]).ok()?.success().ok())?;
+        eventually("dockerd answers", || {
+            self.docker(&["version"]).ok()?.success().ok()
+        })?;
         for image in [Image::Guests, Image::Linux] {
             let archive = self.folder.join(image.name());
-            image.build(self.store)?.save(&image.name().parse()?, &archive)?;
-            self.docker(&["load", "--input", &archive.display().to_string()])?.success()?;
+            image
+                .build(self.store)?
+                .save(&image.name().parse()?, &archive)?;
+            self.docker(&["load", "--input", &archive.display().to_string()])?
+                .success()?;
         }
         Ok(())
     }
@@ -301,7 +325,12 @@ impl Dockerd {
     ///
     /// # Errors
     /// What `docker` says.
-    pub fn launch(&self, image: Image, options: &[&str], command: &[&str]) -> Result<Container<'_>> {
+    pub fn launch(
+        &self,
+        image: Image,
+        options: &[&str],
+        command: &[&str],
+    ) -> Result<Container<'_>> {
         let options = [&["--detach"], options].concat();
         let reply = self.docker(&self.run_args(image, &options, command))?;
         let id = reply.success()?.trim().to_owned();
@@ -327,7 +356,10 @@ impl Dockerd {
             .args(["--kill-after=5", LIMIT])
             .arg(&self.client)
             .args(args)
-            .env("DOCKER_HOST", format!("unix://{}/docker.sock", self.folder.display()))
+            .env(
+                "DOCKER_HOST",
+                format!("unix://{}/docker.sock", self.folder.display()),
+            )
             .env("DOCKER_CONFIG", self.folder.join("client"))
             .stdout(Stdio::piped());
         command
@@ -354,12 +386,22 @@ impl Dockerd {
         let mounts = table.lines().filter_map(|line| line.split(' ').nth(4));
         // dockerd's own are the data folder, for its propagation, and the network of
         // `--network none`.
-        let own = [format!("{folder}data"), format!("{folder}exec/netns/default")];
-        let mounts = mounts.filter(|path| path.starts_with(&folder) && !own.contains(&(*path).into()));
+        let own = [
+            format!("{folder}data"),
+            format!("{folder}exec/netns/default"),
+        ];
+        let mounts =
+            mounts.filter(|path| path.starts_with(&folder) && !own.contains(&(*path).into()));
         remains.extend(mounts.map(|path| format!("mount {path}")));
         remains.extend(self.cgroups());
-        for state in ["state/io.containerd.runtime.v2.task/moby", "exec/containerd"] {
-            let entries = fs::read_dir(self.folder.join(state)).into_iter().flatten().flatten();
+        for state in [
+            "state/io.containerd.runtime.v2.task/moby",
+            "exec/containerd",
+        ] {
+            let entries = fs::read_dir(self.folder.join(state))
+                .into_iter()
+                .flatten()
+                .flatten();
             remains.extend(entries.map(|entry| entry.path().display().to_string()));
         }
         remains
@@ -370,8 +412,10 @@ impl Dockerd {
     /// # Errors
     /// Something stays; the message lists it.
     pub fn ensure_clean(&self) -> Result<()> {
-        eventually("nothing is left behind", || self.remains().is_empty().then_some(()))
-            .with_context(|| self.remains().join("\n"))
+        eventually("nothing is left behind", || {
+            self.remains().is_empty().then_some(())
+        })
+        .with_context(|| self.remains().join("\n"))
     }
 
     fn cgroups(&self) -> Vec<String> {
@@ -379,7 +423,11 @@ impl Dockerd {
         let hierarchies = fs::read_dir(top).into_iter().flatten().flatten();
         std::iter::once(top.to_owned())
             .chain(hierarchies.map(|entry| entry.path()))
-            .flat_map(|hierarchy| fs::read_dir(hierarchy.join(&self.name)).into_iter().flatten())
+            .flat_map(|hierarchy| {
+                fs::read_dir(hierarchy.join(&self.name))
+                    .into_iter()
+                    .flatten()
+            })
             .flatten()
             .filter(|entry| entry.path().is_dir())
             .map(|entry| format!("cgroup {}", entry.path().display()))
@@ -417,7 +465,12 @@ impl Reply {
     /// # Errors
     /// It ended with another code; the message has its standard error.
     pub fn success(&self) -> Result<String> {
-        ensure!(self.code == 0, "docker ended with {}: {}", self.code, self.errors);
+        ensure!(
+            self.code == 0,
+            "docker ended with {}: {}",
+            self.code,
+            self.errors
+        );
         Ok(self.text())
     }
 }
@@ -439,7 +492,9 @@ impl Container<'_> {
     /// # Errors
     /// What `docker` says.
     pub fn inspect(&self, format: &str) -> Result<String> {
-        let reply = self.engine.docker(&["inspect", "--format", format, &self.id])?;
+        let reply = self
+            .engine
+            .docker(&["inspect", "--format", format, &self.id])?;
         Ok(reply.success()?.trim_end().to_owned())
     }
 
@@ -459,9 +514,14 @@ impl Container<'_> {
     /// # Errors
     /// The container ends, or a minute does, before.
     pub fn wait_for_log(&self, line: &str) -> Result<()> {
-        let mut following = self.engine.command(&["logs", "--follow", &self.id]).spawn()?;
+        let mut following = self
+            .engine
+            .command(&["logs", "--follow", &self.id])
+            .spawn()?;
         let output = following.stdout.take().context("its standard output")?;
-        let mut lines = BufReader::new(output).lines().map_while(std::result::Result::ok);
+        let mut lines = BufReader::new(output)
+            .lines()
+            .map_while(std::result::Result::ok);
         let found = lines.any(|found| found == line);
         // timeout(1) passes it on; it fails when all has ended already.
         let _ = kill(Pid::from_raw(following.id() as i32), Signal::SIGTERM);
@@ -485,7 +545,12 @@ impl Container<'_> {
     /// # Errors
     /// What `docker` says.
     pub fn wait(&self) -> Result<i32> {
-        Ok(self.engine.docker(&["wait", &self.id])?.success()?.trim().parse()?)
+        Ok(self
+            .engine
+            .docker(&["wait", &self.id])?
+            .success()?
+            .trim()
+            .parse()?)
     }
 
     /// A file of its cgroup.
@@ -493,7 +558,9 @@ impl Container<'_> {
     /// # Errors
     /// The file cannot be read.
     pub fn cgroup_file(&self, controller: &str, file: &str) -> Result<String> {
-        let folder = crate::cgroup::folder(controller).join(self.engine.name()).join(&self.id);
+        let folder = crate::cgroup::folder(controller)
+            .join(self.engine.name())
+            .join(&self.id);
         let path = folder.join(file);
         let mut text = String::new();
         fs::File::open(&path)
@@ -506,7 +573,9 @@ impl Container<'_> {
 impl Drop for Container<'_> {
     fn drop(&mut self) {
         // It fails when the test has done it itself.
-        let _ = self.engine.docker(&["rm", "--force", "--volumes", &self.id]);
+        let _ = self
+            .engine
+            .docker(&["rm", "--force", "--volumes", &self.id]);
     }
 }
 
@@ -515,11 +584,18 @@ impl Drop for Container<'_> {
 fn connect(name: &str) -> Result<()> {
     let outside = format!("{name}-out");
     let link = ["-n", name, "link", "add", "out", "type", "veth"];
-    run("ip", &[&link[..], &["peer", "name", "in", "netns", &outside]].concat())?;
-    for (namespace, device, address) in
-        [(name, "out", format!("{ADDRESS}/24")), (&outside, "in", "10.0.0.2/24".to_owned())]
-    {
-        run("ip", &["-n", namespace, "address", "add", &address, "dev", device])?;
+    run(
+        "ip",
+        &[&link[..], &["peer", "name", "in", "netns", &outside]].concat(),
+    )?;
+    for (namespace, device, address) in [
+        (name, "out", format!("{ADDRESS}/24")),
+        (&outside, "in", "10.0.0.2/24".to_owned()),
+    ] {
+        run(
+            "ip",
+            &["-n", namespace, "address", "add", &address, "dev", device],
+        )?;
         run("ip", &["-n", namespace, "link", "set", device, "up"])?;
     }
     Ok(())

@@ -33,23 +33,39 @@ const MB: u64 = 1 << 20;
 
 fn output(engine: &Dockerd) -> Result<()> {
     let hello = engine.run(Image::Guests, &[], &[])?;
-    assert!(hello.success()?.starts_with("Hello from WebAssembly!\n"), "{hello:?}");
+    assert!(
+        hello.success()?.starts_with("Hello from WebAssembly!\n"),
+        "{hello:?}"
+    );
     for tool in TOOLS {
         let reply = engine.run(Image::Guests, &[], &[tool, "args", "one", "two words", ""])?;
-        assert_eq!(reply.success()?, format!("{tool}\nargs\none\ntwo words\n\n"));
+        assert_eq!(
+            reply.success()?,
+            format!("{tool}\nargs\none\ntwo words\n\n")
+        );
         let reply = engine.run(Image::Guests, &[], &[tool, "stderr", "an error"])?;
-        assert_eq!((reply.success()?.as_str(), reply.errors.as_str()), ("", "an error\n"));
+        assert_eq!(
+            (reply.success()?.as_str(), reply.errors.as_str()),
+            ("", "an error\n")
+        );
     }
     let reply = engine.run(Image::Guests, &["--entrypoint", "/tool.wasm"], &["args"])?;
     assert_eq!(reply.success()?, "/tool.wasm\nargs\n");
     let reply = engine.run(Image::Linux, &[], &["sh", "-c", "echo out; echo err >&2"])?;
-    assert_eq!((reply.success()?.as_str(), reply.errors.as_str()), ("out\n", "err\n"));
+    assert_eq!(
+        (reply.success()?.as_str(), reply.errors.as_str()),
+        ("out\n", "err\n")
+    );
     Ok(())
 }
 
 fn exit_codes(engine: &Dockerd) -> Result<()> {
     for code in [0, 1, 7, 255] {
-        let reply = engine.run(Image::Guests, &[], &["/tool.wasm", "exit", &code.to_string()])?;
+        let reply = engine.run(
+            Image::Guests,
+            &[],
+            &["/tool.wasm", "exit", &code.to_string()],
+        )?;
         assert_eq!(reply.code, code, "{reply:?}");
     }
     let reply = engine.run(Image::Guests, &[], &["/tool-component.wasm", "exit", "1"])?;
@@ -68,7 +84,10 @@ fn environment(engine: &Dockerd) -> Result<()> {
     ] {
         let output = engine.run(image, &options, command)?.success()?;
         for line in ["A=1", "B=x=y z", "HOSTNAME=guest"] {
-            ensure!(output.lines().any(|found| found == line), "{line} in {output}");
+            ensure!(
+                output.lines().any(|found| found == line),
+                "{line} in {output}"
+            );
         }
     }
     Ok(())
@@ -76,23 +95,36 @@ fn environment(engine: &Dockerd) -> Result<()> {
 
 fn working_directory(engine: &Dockerd) -> Result<()> {
     let options = ["-w", "/etc"];
-    let output = engine.run(Image::Guests, &options, &["/tool-p3.wasm", "cwd"])?.success()?;
+    let output = engine
+        .run(Image::Guests, &options, &["/tool-p3.wasm", "cwd"])?
+        .success()?;
     assert_eq!(output, "/etc\n");
     // Guests of WASI 0.1 and 0.2 have no other way to know.
     for tool in TOOLS {
-        let output = engine.run(Image::Guests, &options, &[tool, "env"])?.success()?;
+        let output = engine
+            .run(Image::Guests, &options, &[tool, "env"])?
+            .success()?;
         ensure!(output.contains("PWD=/etc\n"), "{tool}: {output}");
     }
-    let output = engine.run(Image::Guests, &options, &["../tool.wasm", "args"])?.success()?;
+    let output = engine
+        .run(Image::Guests, &options, &["../tool.wasm", "args"])?
+        .success()?;
     assert_eq!(output, "../tool.wasm\nargs\n");
-    assert_eq!(engine.run(Image::Linux, &options, &["pwd"])?.success()?, "/etc\n");
+    assert_eq!(
+        engine.run(Image::Linux, &options, &["pwd"])?.success()?,
+        "/etc\n"
+    );
     Ok(())
 }
 
 /// A guest has the rights of its user, and the files that it makes belong to it.
 fn user(engine: &Dockerd) -> Result<()> {
     let folder = tempfile::tempdir_in(engine.folder())?;
-    chown(folder.path(), Some(Uid::from_raw(1000)), Some(Gid::from_raw(1000)))?;
+    chown(
+        folder.path(),
+        Some(Uid::from_raw(1000)),
+        Some(Gid::from_raw(1000)),
+    )?;
     let volume = format!("{}:/volume", folder.path().display());
     let (write, read): (&[&str], &[&str]) =
         (&["write", "/volume/made", "text"], &["read", "/etc/secret"]);
@@ -104,19 +136,29 @@ fn user(engine: &Dockerd) -> Result<()> {
         assert_eq!(reply.success()?, "root's\n", "as root");
         for user in ["1000", "user"] {
             let options = ["-u", user, "-v", &volume];
-            engine.run(image, &options, &[program, write].concat())?.success()?;
+            engine
+                .run(image, &options, &[program, write].concat())?
+                .success()?;
             let made = folder.path().join("made");
             let found = fs::metadata(&made)?;
             assert_eq!((found.uid(), found.gid()), (1000, 1000), "{user}");
             fs::remove_file(made)?;
             let reply = engine.run(image, &options, &[program, read].concat())?;
-            assert_eq!((reply.code, reply.text().as_str()), (1, ""), "{user}: {reply:?}");
+            assert_eq!(
+                (reply.code, reply.text().as_str()),
+                (1, ""),
+                "{user}: {reply:?}"
+            );
             ensure!(reply.errors.contains("ermission"), "{reply:?}");
         }
     }
     let script = "id -u; id -g; cat /etc/secret";
     let reply = engine.run(Image::Linux, &["-u", "1000"], &["sh", "-c", script])?;
-    assert_eq!((reply.code, reply.text().as_str()), (1, "1000\n1000\n"), "{reply:?}");
+    assert_eq!(
+        (reply.code, reply.text().as_str()),
+        (1, "1000\n1000\n"),
+        "{reply:?}"
+    );
     Ok(())
 }
 
@@ -128,20 +170,30 @@ fn volumes(engine: &Dockerd) -> Result<()> {
     let made = folder.path().join("made");
     for tool in TOOLS {
         for volume in [&writable, &readable] {
-            let reply = engine.run(Image::Guests, &["-v", volume], &[tool, "read", "/volume/given"])?;
+            let reply = engine.run(
+                Image::Guests,
+                &["-v", volume],
+                &[tool, "read", "/volume/given"],
+            )?;
             assert_eq!(reply.success()?, "given\n");
         }
         let command = [tool, "write", "/volume/made", "text"];
         let reply = engine.run(Image::Guests, &["-v", &readable], &command)?;
         assert_eq!(reply.code, 1, "{reply:?}");
         ensure!(!made.exists(), "{tool} wrote to a read-only volume");
-        engine.run(Image::Guests, &["-v", &writable], &command)?.success()?;
+        engine
+            .run(Image::Guests, &["-v", &writable], &command)?
+            .success()?;
         assert_eq!(fs::read_to_string(&made)?, "text");
         fs::remove_file(&made)?;
     }
     let script = "cat /volume/given; echo text > /volume/made";
     let reply = engine.run(Image::Linux, &["-v", &readable], &["sh", "-c", script])?;
-    assert_eq!((reply.code, reply.text().as_str()), (1, "given\n"), "{reply:?}");
+    assert_eq!(
+        (reply.code, reply.text().as_str()),
+        (1, "given\n"),
+        "{reply:?}"
+    );
     ensure!(!made.exists());
     let reply = engine.run(Image::Linux, &["-v", &writable], &["sh", "-c", script])?;
     assert_eq!(reply.success()?, "given\n");
@@ -151,7 +203,10 @@ fn volumes(engine: &Dockerd) -> Result<()> {
 
 fn read_only(engine: &Dockerd) -> Result<()> {
     for (image, command) in [
-        (Image::Guests, [TOOLS[0], "write", "/tmp/made", "text"].as_slice()),
+        (
+            Image::Guests,
+            [TOOLS[0], "write", "/tmp/made", "text"].as_slice(),
+        ),
         (Image::Guests, &[TOOLS[1], "write", "/tmp/made", "text"]),
         (Image::Linux, &["sh", "-c", "echo text > /tmp/made"]),
     ] {
@@ -159,13 +214,15 @@ fn read_only(engine: &Dockerd) -> Result<()> {
         let reply = engine.run(image, &["--read-only"], command)?;
         assert_eq!(reply.code, 1, "{reply:?}");
         ensure!(reply.errors.contains("/tmp/made"), "{reply:?}");
-        engine.run(image, &["--read-only", "--tmpfs", "/tmp"], command)?.success()?;
+        engine
+            .run(image, &["--read-only", "--tmpfs", "/tmp"], command)?
+            .success()?;
     }
     Ok(())
 }
 
 fn input(engine: &Dockerd) -> Result<()> {
-    let megabyte: Vec<u8> = (0..MB).map(|i| (i * 31 >> 3) as u8).collect();
+    let megabyte: Vec<u8> = (0..MB).map(|i| ((i * 31) >> 3) as u8).collect();
     for (image, command) in [
         (Image::Guests, [TOOLS[0], "cat"].as_slice()),
         (Image::Guests, &[TOOLS[1], "cat"]),
@@ -173,7 +230,11 @@ fn input(engine: &Dockerd) -> Result<()> {
     ] {
         let reply = engine.run_fed(image, command, &megabyte)?;
         assert_eq!(reply.code, 0, "{}", reply.errors);
-        assert!(reply.output == megabyte, "{} of {MB} bytes", reply.output.len());
+        assert!(
+            reply.output == megabyte,
+            "{} of {MB} bytes",
+            reply.output.len()
+        );
     }
     Ok(())
 }
@@ -185,25 +246,44 @@ fn logs(engine: &Dockerd) -> Result<()> {
     let guest = engine.launch(Image::Guests, &[], &["/tool.wasm", "stderr", "an error"])?;
     assert_eq!(guest.wait()?, 0);
     let logs = guest.logs()?;
-    assert_eq!((logs.text().as_str(), logs.errors.as_str()), ("", "an error\n"));
+    assert_eq!(
+        (logs.text().as_str(), logs.errors.as_str()),
+        ("", "an error\n")
+    );
     let linux = engine.launch(Image::Linux, &[], &["sh", "-c", "echo one; echo two >&2"])?;
     assert_eq!(linux.wait()?, 0);
     let logs = linux.logs()?;
-    assert_eq!((logs.text().as_str(), logs.errors.as_str()), ("one\n", "two\n"));
+    assert_eq!(
+        (logs.text().as_str(), logs.errors.as_str()),
+        ("one\n", "two\n")
+    );
     Ok(())
 }
 
 fn memory(engine: &Dockerd) -> Result<()> {
-    let limit = if cgroup::unified() { "memory.max" } else { "memory.limit_in_bytes" };
+    let limit = if cgroup::unified() {
+        "memory.max"
+    } else {
+        "memory.limit_in_bytes"
+    };
     for (image, command) in [
         (Image::Guests, [TOOLS[0], "alloc", "20", "1000"].as_slice()),
         (Image::Guests, &[TOOLS[1], "alloc", "20", "1000"]),
-        (Image::Linux, &["sh", "-c", "echo allocated 20 MB; sleep 1000"]),
+        (
+            Image::Linux,
+            &["sh", "-c", "echo allocated 20 MB; sleep 1000"],
+        ),
     ] {
         let container = engine.launch(image, &["--memory", "64m"], command)?;
         container.wait_for_log("allocated 20 MB")?;
-        assert_eq!(container.cgroup_file("memory", limit)?, (64 * MB).to_string());
-        assert_eq!(container.inspect("{{.State.OOMKilled}} {{.State.Status}}")?, "false running");
+        assert_eq!(
+            container.cgroup_file("memory", limit)?,
+            (64 * MB).to_string()
+        );
+        assert_eq!(
+            container.inspect("{{.State.OOMKilled}} {{.State.Status}}")?,
+            "false running"
+        );
     }
     for (image, command) in [
         (Image::Guests, [TOOLS[0], "alloc", "256", "1000"].as_slice()),
@@ -224,8 +304,13 @@ fn figures(engine: &Dockerd) -> Result<()> {
     let guest = engine.launch(Image::Guests, &["--memory", "64m"], &command)?;
     guest.wait_for_log("sleeping")?;
     let pid = guest.inspect("{{.State.Pid}}")?;
-    let top = engine.docker(&["top", guest.id(), "-o", "pid,comm"])?.success()?;
-    let lines: Vec<Vec<&str>> = top.lines().map(|line| line.split_whitespace().collect()).collect();
+    let top = engine
+        .docker(&["top", guest.id(), "-o", "pid,comm"])?
+        .success()?;
+    let lines: Vec<Vec<&str>> = top
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
     assert_eq!(lines, [["PID", "COMMAND"], [&pid, "tool.wasm"]], "{top}");
 
     let format = "{{.PIDs}} {{.MemUsage}} {{.NetIO}}";
@@ -233,7 +318,10 @@ fn figures(engine: &Dockerd) -> Result<()> {
     let stats = engine.docker(&stats)?.success()?;
     let words: Vec<&str> = stats.split_whitespace().collect();
     ensure!(words[0] == "1" && words[3] == "64MiB", "{stats}");
-    let usage: f64 = words[1].strip_suffix("MiB").context(stats.clone())?.parse()?;
+    let usage: f64 = words[1]
+        .strip_suffix("MiB")
+        .context(stats.clone())?
+        .parse()?;
     ensure!((20.0..60.0).contains(&usage), "{stats}");
     Ok(())
 }
@@ -243,12 +331,19 @@ fn figures(engine: &Dockerd) -> Result<()> {
 fn no_such_entrypoint(engine: &Dockerd) -> Result<()> {
     for (image, command, reason) in [
         (Image::Guests, "/nowhere.wasm", "no such file or directory"),
-        (Image::Guests, "nowhere", "executable file not found in $PATH"),
+        (
+            Image::Guests,
+            "nowhere",
+            "executable file not found in $PATH",
+        ),
         (Image::Linux, "/nowhere", "no such file or directory"),
     ] {
         let reply = engine.run(image, &[], &[command])?;
         assert_eq!(reply.code, 127, "{reply:?}");
-        ensure!(reply.errors.contains(command) && reply.errors.contains(reason), "{reply:?}");
+        ensure!(
+            reply.errors.contains(command) && reply.errors.contains(reason),
+            "{reply:?}"
+        );
     }
     Ok(())
 }
@@ -260,7 +355,10 @@ fn not_a_program(engine: &Dockerd) -> Result<()> {
         ("/etc", "directory"),
     ] {
         let reply = engine.run(Image::Guests, &[], &[command])?;
-        ensure!(reply.errors.contains(command) && reply.errors.contains(reason), "{reply:?}");
+        ensure!(
+            reply.errors.contains(command) && reply.errors.contains(reason),
+            "{reply:?}"
+        );
         assert_eq!(reply.code, 126, "{reply:?}");
     }
     let reply = engine.run(Image::Guests, &["-u", "1000"], &["/etc/secret"])?;
@@ -278,7 +376,10 @@ fn trap(engine: &Dockerd) -> Result<()> {
         for part in ["trap_inner", "trap_outer", "unreachable"] {
             ensure!(logs.errors.contains(part), "{part} in {}", logs.errors);
         }
-        assert_eq!(guest.inspect("{{.State.ExitCode}} {{.State.Error}}")?, "134");
+        assert_eq!(
+            guest.inspect("{{.State.ExitCode}} {{.State.Error}}")?,
+            "134"
+        );
     }
     Ok(())
 }
@@ -294,7 +395,10 @@ fn nothing_left(shared: &Dockerd) -> Result<()> {
     guest.wait_for_log("looping")?;
     let running = engine.remains();
     for kind in ["process", "cgroup", "mount"] {
-        ensure!(running.iter().any(|line| line.starts_with(kind)), "{kind} in {running:?}");
+        ensure!(
+            running.iter().any(|line| line.starts_with(kind)),
+            "{kind} in {running:?}"
+        );
     }
     engine.docker(&["rm", "--force", guest.id()])?.success()?;
     assert_eq!(engine.docker(&["ps", "--all", "--quiet"])?.success()?, "");
@@ -319,7 +423,11 @@ fn harness_leaves_nothing() -> Result<()> {
     ensure!(!cgroup::folder("memory").join(&name).exists());
     for process in fs::read_dir("/proc")?.flatten() {
         let line = fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
-        ensure!(!line.contains(&name), "{}: {line}", process.path().display());
+        ensure!(
+            !line.contains(&name),
+            "{}: {line}",
+            process.path().display()
+        );
     }
     Ok(())
 }

@@ -35,7 +35,11 @@ fn stop(engine: &Dockerd) -> Result<()> {
         &["/tool-component.wasm", "sleep", "1000"],
     ] {
         let guest = engine.launch(Image::Guests, &[], command)?;
-        guest.wait_for_log(if command[1] == "loop" { "looping" } else { "sleeping" })?;
+        guest.wait_for_log(if command[1] == "loop" {
+            "looping"
+        } else {
+            "sleeping"
+        })?;
         assert_eq!(guest.inspect(STATE)?, "running true 0 false");
         let asked = Instant::now();
         engine.docker(&["stop", guest.id()])?.success()?;
@@ -53,12 +57,16 @@ fn stop(engine: &Dockerd) -> Result<()> {
 }
 
 fn killed(engine: &Dockerd) -> Result<()> {
-    for (options, code) in
-        [([].as_slice(), 137), (&["--signal", "INT"], 130), (&["--signal", "HUP"], 129)]
-    {
+    for (options, code) in [
+        ([].as_slice(), 137),
+        (&["--signal", "INT"], 130),
+        (&["--signal", "HUP"], 129),
+    ] {
         let guest = engine.launch(Image::Guests, &[], &["/tool-component.wasm", "loop"])?;
         guest.wait_for_log("looping")?;
-        engine.docker(&[&["kill"], options, &[guest.id()]].concat())?.success()?;
+        engine
+            .docker(&[&["kill"], options, &[guest.id()]].concat())?
+            .success()?;
         assert_eq!(guest.wait()?, code);
         guest.wait_for(STATE, &format!("exited false {code} false"))?;
     }
@@ -66,7 +74,10 @@ fn killed(engine: &Dockerd) -> Result<()> {
     engine.docker(&["kill", linux.id()])?.success()?;
     assert_eq!(linux.wait()?, 137);
     let reply = engine.docker(&["kill", linux.id()])?;
-    ensure!(reply.code != 0 && reply.errors.contains("is not running"), "{reply:?}");
+    ensure!(
+        reply.code != 0 && reply.errors.contains("is not running"),
+        "{reply:?}"
+    );
     Ok(())
 }
 
@@ -91,8 +102,13 @@ fn remove(engine: &Dockerd) -> Result<()> {
     ] {
         let container = engine.launch(image, &[], command)?;
         let reply = engine.docker(&["rm", container.id()])?;
-        ensure!(reply.code == 1 && reply.errors.contains("running"), "{reply:?}");
-        engine.docker(&["rm", "--force", container.id()])?.success()?;
+        ensure!(
+            reply.code == 1 && reply.errors.contains("running"),
+            "{reply:?}"
+        );
+        engine
+            .docker(&["rm", "--force", container.id()])?
+            .success()?;
         ensure!(container.inspect(STATE).is_err());
     }
     Ok(())
@@ -100,23 +116,39 @@ fn remove(engine: &Dockerd) -> Result<()> {
 
 /// The same container once more, with the files that it has written.
 fn start_again(engine: &Dockerd) -> Result<()> {
-    let guest = engine.launch(Image::Guests, &[], &["/tool.wasm", "append", "/tmp/log", "x"])?;
+    let guest = engine.launch(
+        Image::Guests,
+        &[],
+        &["/tool.wasm", "append", "/tmp/log", "x"],
+    )?;
     assert_eq!(guest.wait()?, 0);
     for _ in 0..2 {
-        engine.docker(&["start", "--attach", guest.id()])?.success()?;
+        engine
+            .docker(&["start", "--attach", guest.id()])?
+            .success()?;
     }
     let folder = tempfile::tempdir_in(engine.folder())?;
     let copy = folder.path().join("log");
     let from = format!("{}:/tmp/log", guest.id());
-    engine.docker(&["cp", &from, &copy.display().to_string()])?.success()?;
+    engine
+        .docker(&["cp", &from, &copy.display().to_string()])?
+        .success()?;
     assert_eq!(std::fs::read_to_string(copy)?, "xxx");
     Ok(())
 }
 
 fn on_failure(engine: &Dockerd) -> Result<()> {
     for (image, command, line) in [
-        (Image::Guests, ["/tool.wasm", "trap"].as_slice(), "wasm trap"),
-        (Image::Linux, &["sh", "-c", "echo once >&2; exit 134"], "once"),
+        (
+            Image::Guests,
+            ["/tool.wasm", "trap"].as_slice(),
+            "wasm trap",
+        ),
+        (
+            Image::Linux,
+            &["sh", "-c", "echo once >&2; exit 134"],
+            "once",
+        ),
     ] {
         let container = engine.launch(image, &["--restart", "on-failure:2"], command)?;
         let state = "{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}";
@@ -144,8 +176,18 @@ fn always(engine: &Dockerd) -> Result<()> {
 
 fn unless_stopped(engine: &Dockerd) -> Result<()> {
     for (image, command) in [
-        (Image::Guests, ["/tool-component.wasm", "sleep", "1000"].as_slice()),
-        (Image::Linux, &["sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.1; done"]),
+        (
+            Image::Guests,
+            ["/tool-component.wasm", "sleep", "1000"].as_slice(),
+        ),
+        (
+            Image::Linux,
+            &[
+                "sh",
+                "-c",
+                "trap 'exit 5' TERM; while :; do sleep 0.1; done",
+            ],
+        ),
     ] {
         let container = engine.launch(image, &["--restart", "unless-stopped"], command)?;
         restarted_when_killed(&container)?;
@@ -162,7 +204,10 @@ fn restarted_when_killed(container: &Container<'_>) -> Result<()> {
             pids.lines().next()?.parse().ok()
         })?;
         kill(Pid::from_raw(init), Signal::SIGKILL)?;
-        container.wait_for("{{.RestartCount}} {{.State.Status}}", &format!("{count} running"))?;
+        container.wait_for(
+            "{{.RestartCount}} {{.State.Status}}",
+            &format!("{count} running"),
+        )?;
     }
     Ok(())
 }
@@ -171,6 +216,9 @@ fn restarted_when_killed(container: &Container<'_>) -> Result<()> {
 fn stays_stopped(engine: &Dockerd, container: &Container<'_>) -> Result<()> {
     engine.docker(&["stop", container.id()])?.success()?;
     // What it will start again is `restarting` from the moment of its exit.
-    assert_eq!(container.inspect("{{.RestartCount}} {{.State.Status}}")?, "2 exited");
+    assert_eq!(
+        container.inspect("{{.RestartCount}} {{.State.Status}}")?,
+        "2 exited"
+    );
     Ok(())
 }

@@ -42,7 +42,11 @@ fn published_http(engine: &Dockerd) -> Result<()> {
     let guest = engine.launch(Image::Guests, &["-p", "8080:80"], &[TOOL, "http", "80"])?;
     guest.wait_for_log("listening")?;
     for _ in 0..3 {
-        let answer = ask(engine, 8080, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+        let answer = ask(
+            engine,
+            8080,
+            b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        )?;
         ensure!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         ensure!(answer.ends_with("hello from wasm\n"), "{answer}");
     }
@@ -59,7 +63,11 @@ fn published_echo(engine: &Dockerd) -> Result<()> {
     let port = port_of(engine, guest.id(), "7")?;
     assert_eq!(ask(engine, port, b"from outside")?, "from outside");
 
-    let linux = engine.launch(Image::Linux, &["-p", "7"], &["nc", "-ll", "-p", "7", "-e", "cat"])?;
+    let linux = engine.launch(
+        Image::Linux,
+        &["-p", "7"],
+        &["nc", "-ll", "-p", "7", "-e", "cat"],
+    )?;
     let port = port_of(engine, linux.id(), "7")?;
     eventually("nc listens", || {
         (ask(engine, port, b"from outside").ok()? == "from outside").then_some(())
@@ -71,7 +79,11 @@ fn published_echo(engine: &Dockerd) -> Result<()> {
 fn by_name(engine: &Dockerd) -> Result<()> {
     engine.docker(&["network", "create", "ours"])?.success()?;
     let options = |name| ["--network", "ours", "--name", name];
-    let guest = engine.launch(Image::Guests, &options("guest"), &[TOOL, "tcp-server", "7000"])?;
+    let guest = engine.launch(
+        Image::Guests,
+        &options("guest"),
+        &[TOOL, "tcp-server", "7000"],
+    )?;
     let linux = engine.launch(
         Image::Linux,
         &options("linux"),
@@ -80,18 +92,29 @@ fn by_name(engine: &Dockerd) -> Result<()> {
     guest.wait_for_log("listening")?;
     let ours = ["--network", "ours"];
 
-    let resolved = engine.run(Image::Guests, &ours, &[TOOL, "resolve", "linux"])?.success()?;
+    let resolved = engine
+        .run(Image::Guests, &ours, &[TOOL, "resolve", "linux"])?
+        .success()?;
     let format = "{{.NetworkSettings.Networks.ours.IPAddress}}";
     assert_eq!(resolved.trim(), linux.inspect(format)?);
     let unknown = engine.run(Image::Guests, &ours, &[TOOL, "resolve", "nobody"])?;
-    assert_eq!((unknown.code, unknown.text().as_str()), (1, ""), "{unknown:?}");
+    assert_eq!(
+        (unknown.code, unknown.text().as_str()),
+        (1, ""),
+        "{unknown:?}"
+    );
 
     let script = "echo from linux | nc guest 7000";
     let reply = engine.run(Image::Linux, &ours, &["sh", "-c", script])?;
     assert_eq!(reply.success()?, "from linux\n");
     eventually("nc listens", || {
         let command = [TOOL, "tcp-client", "linux", "7001", "from wasm"];
-        (engine.run(Image::Guests, &ours, &command).ok()?.success().ok()? == "from wasm\n")
+        (engine
+            .run(Image::Guests, &ours, &command)
+            .ok()?
+            .success()
+            .ok()?
+            == "from wasm\n")
             .then_some(())
     })?;
     let command = [TOOL, "tcp-client", "guest", "7000", "from wasm to wasm"];
