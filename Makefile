@@ -55,7 +55,7 @@ uninstall: ## remove them again; compiled guests stay in /var/lib/lighter
 .PHONY: bench
 bench: build ## measure beside runc (as root)
 	test/setup/engines containerd-2.1
-	test/setup/guests hello
+	test/setup/guests
 	$(RELEASE)/lighter-bench
 
 .PHONY: lint
