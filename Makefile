@@ -15,8 +15,9 @@ RELEASE = $(TARGET)/$(shell rustc -vV | sed -n 's/^host: //p')/release
 CARGO_FLAGS = --release --workspace --locked
 
 ifneq ($(shell uname -m),x86_64)
-# .cargo/config.toml knows the folder of libseccomp.a for x86_64 only.
+# .cargo/config.toml knows the folder of libseccomp.a and libelf.a for x86_64 only.
 export LIBSECCOMP_LIB_PATH ?= /usr/lib/$(shell gcc -print-multiarch)
+export LIBBPF_SYS_LIBRARY_PATH ?= /usr/lib/$(shell gcc -print-multiarch)
 endif
 
 .PHONY: help
