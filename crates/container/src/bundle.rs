@@ -51,8 +51,11 @@ pub struct Bundle {
     pub path: PathBuf,
     /// The configuration.
     pub spec: Spec,
-    /// The absolute path of the root file system on the host.
+    /// The absolute path of the root file system on the host, which need not be in the bundle.
     pub rootfs: PathBuf,
+    /// Where mounts of the root file system that come with a create go: `rootfs` in the bundle,
+    /// as containerd's shims have it.
+    pub mount_point: PathBuf,
 }
 
 impl Bundle {
@@ -89,6 +92,7 @@ impl Bundle {
         let rootfs = path.join(root.path());
         Ok(Self {
             path: path.to_owned(),
+            mount_point: mount_point(path),
             rootfs,
             spec,
         })
@@ -152,6 +156,11 @@ impl Bundle {
             Err(error(io::Error::from(io::ErrorKind::NotADirectory)))
         }
     }
+}
+
+/// Where the mounts of the bundle at `path` go.
+pub fn mount_point(path: &Path) -> PathBuf {
+    path.join("rootfs")
 }
 
 fn host_id(id: u32, mappings: &[LinuxIdMapping]) -> Option<u32> {

@@ -45,7 +45,7 @@ pub enum EntrypointError {
     Special(String, &'static str),
     /// A file of another kind.
     #[error(
-        "exec: {0:?}: exec format error: it is {1}; an entrypoint is a wasm module or component, an ELF file, or a script that starts with #!"
+        "exec: {0:?}: permission denied: it is {1}; an entrypoint is a wasm module or component, an ELF file, or a script that starts with #!"
     )]
     Format(String, String),
     /// Anything else that opening or reading says.

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::rc::Rc;
 
+use libcgroups::v2::devices::controller::Devices;
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
@@ -15,13 +16,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pathrs::Root;
 
+use crate::adapt::adapt;
 use crate::bundle::Bundle;
-use crate::capture;
+use crate::cgroup::Cgroup;
 use crate::guest::Guests;
-use crate::hooks;
 use crate::init::Init;
 use crate::rootfs;
 use crate::zygote::{Create, Reply, Request, Target};
+use crate::{birthmark, capture};
 
 /// Carries out `request`, whose descriptors are `fds`.
 pub(crate) fn run(
@@ -54,11 +56,12 @@ fn create(
     let [daemon, stdin, stdout, stderr] = <[OwnedFd; 4]>::try_from(fds)
         .map_err(|fds| format!("create needs four descriptors and got {}", fds.len()))?;
     let captured = capture::start().map_err(|error| error.to_string())?;
-    let bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
-    let start_hooks =
-        hooks::adapt(&bundle).map_err(|error| format!("preparing the bundle's hooks: {error}"))?;
-    rootfs::mount(&request.mounts, &request.rootfs).map_err(|error| error.to_string())?;
-    make_working_directory(&bundle);
+    let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
+    let start_hooks = adapt(&mut bundle, request.systemd_cgroup)?;
+    // Open until this process ends, and in those that it clones until they run the entrypoint.
+    let _birthmark =
+        birthmark::take(&request.bundle).map_err(|error| format!("locking the bundle: {error}"))?;
+    rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
     let build = || -> Result<Container, LibcontainerError> {
         fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
         ContainerBuilder::new(request.target.id.clone(), SyscallType::default())
@@ -74,19 +77,54 @@ fn create(
             .with_detach(true)
             .build()
     };
-    let built = build().map_err(|error| explain(&error, captured.first()));
+    let built = bundle
+        .check_rootfs()
+        .map_err(|error| error.to_string())
+        .and_then(|()| {
+            make_working_directory(&bundle);
+            build().map_err(|error| explain(&error, captured.first()))
+        });
     let pid = built.and_then(|container| {
         container
             .pid()
             .map(|pid| pid.as_raw())
             .ok_or_else(|| "libcontainer created a container without an init".to_owned())
     });
+    let pid = pid.and_then(|pid| {
+        if request.systemd_cgroup {
+            restrict_devices(pid, &bundle, &request.target)?;
+        }
+        Ok(pid)
+    });
     if pid.is_err()
-        && let Err(leftover) = rootfs::unmount(&request.rootfs)
+        && let Err(leftover) = rootfs::unmount(&bundle.mount_point)
     {
         log::warn!("{leftover}");
     }
     pid
+}
+
+/// Puts the device rules of `bundle` on the v2 cgroup of `pid`: libcgroups does so itself but for
+/// cgroups that systemd makes. On failure the container is killed and freed.
+fn restrict_devices(pid: i32, bundle: &Bundle, target: &Target) -> Result<(), String> {
+    let restrict = || -> Result<(), String> {
+        let cgroup = Cgroup::of(pid as u32).map_err(|error| error.to_string())?;
+        let Some(folder) = cgroup.unified() else {
+            return Ok(());
+        };
+        let linux = bundle.spec.linux().as_ref();
+        let rules = linux
+            .and_then(|linux| linux.resources().as_ref())
+            .and_then(|resources| resources.devices().clone());
+        Devices::apply_devices(folder, &rules).map_err(|error| error.to_string())
+    };
+    restrict().map_err(|reason| {
+        let reason = format!("restricting the container's devices: {reason}");
+        match delete(target) {
+            Ok(()) => reason,
+            Err(leftover) => format!("{reason}; and {leftover}"),
+        }
+    })
 }
 
 /// Makes the process's working directory where the image lacks it, as runc does. Where it cannot

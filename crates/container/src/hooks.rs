@@ -10,52 +10,53 @@
 use std::fs;
 use std::io::{self, PipeReader, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use libcontainer::container::{ContainerStatus, State};
 use libcontainer::hooks::{HookError, run_hooks};
 use oci_spec::runtime::{Hook, HookBuilder, Spec};
 
-use crate::bundle::Bundle;
-
 /// The action by which this program is told to be a hook's messenger.
 pub const HOOK_ACTION: &str = "run-hook";
 
-/// Prepares `bundle` for libcontainer and returns the `startContainer` hooks, which are then to
-/// be run by the init. Writes the bundle's config.json only if it has a hook of either kind.
+/// Takes over the hooks of `spec` that run inside the container; returns the `startContainer`
+/// hooks, which then the init is to run.
 ///
 /// # Errors
-/// When config.json cannot be replaced.
-pub(crate) fn adapt(bundle: &Bundle) -> io::Result<Vec<Hook>> {
-    let Some(hooks) = bundle.spec.hooks() else {
+/// When the program of a hook that belongs to the create is not there: libcontainer would not
+/// name it.
+pub(crate) fn take_over(spec: &mut Spec) -> Result<Vec<Hook>, String> {
+    let Some(mut hooks) = spec.hooks().clone() else {
         return Ok(Vec::new());
     };
-    let count = |hooks: &Option<Vec<Hook>>| hooks.as_ref().map_or(0, Vec::len);
-    if count(hooks.create_container()) + count(hooks.start_container()) == 0 {
-        return Ok(Vec::new());
+    for (point, hooks) in [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+    ] {
+        for hook in hooks.iter().flatten() {
+            if let Err(error) = fs::metadata(hook.path()) {
+                let path = hook.path().display();
+                return Err(format!("the {point} hook {path} cannot be run: {error}"));
+            }
+        }
     }
-    let mut hooks = hooks.clone();
     let start = hooks.start_container().clone().unwrap_or_default();
-    hooks.set_start_container(None);
-    let called = hooks.create_container().iter().flatten();
-    let called = called.map(through_us).collect::<io::Result<_>>()?;
-    hooks.set_create_container(Some(called));
-    let mut spec = bundle.spec.clone();
+    if !start.is_empty() {
+        hooks.set_start_container(None);
+    }
+    if let Some(called) = hooks.create_container() {
+        let called = called.iter().map(through_us).collect::<Result<_, _>>()?;
+        hooks.set_create_container(Some(called));
+    }
     spec.set_hooks(Some(hooks));
-    replace(&bundle.path, &spec)?;
     Ok(start)
-}
-
-fn replace(bundle: &Path, spec: &Spec) -> io::Result<()> {
-    let new = bundle.join("config.json.new");
-    fs::write(&new, serde_json::to_vec(spec)?)?;
-    fs::rename(new, bundle.join("config.json"))
 }
 
 /// `hook`, called through this program: its path, then its own arguments. The init's executable
 /// is this one, and createContainer hooks see the host's /proc.
-fn through_us(hook: &Hook) -> io::Result<Hook> {
+fn through_us(hook: &Hook) -> Result<Hook, String> {
     let mut args = vec![
         "containerd-shim-wasmtime-v1".to_owned(),
         HOOK_ACTION.to_owned(),
@@ -69,7 +70,7 @@ fn through_us(hook: &Hook) -> io::Result<Hook> {
     if let Some(timeout) = hook.timeout() {
         builder = builder.timeout(timeout);
     }
-    builder.build().map_err(io::Error::other)
+    builder.build().map_err(|error| error.to_string())
 }
 
 /// Becomes the hook that `args` names (path, then its arguments, the first being its name), with
@@ -129,52 +130,54 @@ pub(crate) fn run_start_hooks(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
-    fn bundle(hooks: serde_json::Value) -> (tempfile::TempDir, Bundle) {
-        let folder = tempfile::tempdir().unwrap();
-        let config = json!({
+    fn spec(hooks: Value) -> Spec {
+        let spec = json!({
             "ociVersion": "1.0.2",
             "root": {"path": "rootfs"},
             "process": {"args": ["x"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
             "linux": {},
             "hooks": hooks,
         });
-        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-        let bundle = Bundle::load(folder.path()).unwrap();
-        (folder, bundle)
+        serde_json::from_value(spec).unwrap()
     }
 
     #[test]
-    fn a_bundle_without_such_hooks_is_left_alone() {
-        let (folder, bundle) = bundle(json!({"poststop": [{"path": "/bin/true"}]}));
-        let before = fs::read(folder.path().join("config.json")).unwrap();
-        assert!(adapt(&bundle).unwrap().is_empty());
-        let after = fs::read(folder.path().join("config.json")).unwrap();
-        assert_eq!(before, after);
+    fn hooks_outside_of_the_container_are_left_alone() {
+        let mut with = spec(json!({"poststop": [{"path": "/no/such"}]}));
+        let before = with.clone();
+        assert!(take_over(&mut with).unwrap().is_empty());
+        assert_eq!(with, before);
     }
 
     #[test]
     fn hooks_inside_the_container_are_taken_over() {
-        let (folder, bundle) = bundle(json!({
+        let mut with = spec(json!({
             "startContainer": [{"path": "/start"}],
-            "createContainer": [{"path": "/create", "args": ["create", "-x"], "timeout": 3}],
+            "createContainer": [{"path": "/bin/true", "args": ["true", "-x"], "timeout": 3}],
             "poststop": [{"path": "/stop"}],
         }));
-        let start = adapt(&bundle).unwrap();
-        assert_eq!(start[0].path(), Path::new("/start"));
-        let adapted = Bundle::load(folder.path()).unwrap();
-        let hooks = adapted.spec.hooks().clone().unwrap();
+        let start = take_over(&mut with).unwrap();
+        assert_eq!(start[0].path(), &PathBuf::from("/start"));
+        let hooks = with.hooks().clone().unwrap();
         assert!(hooks.start_container().is_none());
-        assert_eq!(
-            hooks.poststop().as_ref().unwrap()[0].path(),
-            Path::new("/stop")
-        );
+        assert!(hooks.poststop().is_some());
         let create = &hooks.create_container().as_ref().unwrap()[0];
         assert_eq!(create.timeout(), Some(3));
         assert_eq!(
             create.args().as_ref().unwrap()[1..],
-            [HOOK_ACTION, "/create", "create", "-x"]
+            [HOOK_ACTION, "/bin/true", "true", "-x"]
+        );
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let mut with = spec(json!({"createRuntime": [{"path": "/missing/hook"}]}));
+        let error = take_over(&mut with).unwrap_err();
+        assert!(
+            error.contains("createRuntime hook /missing/hook"),
+            "{error}"
         );
     }
 }

@@ -47,9 +47,8 @@ pub struct Create {
     pub target: Target,
     /// The bundle's folder.
     pub bundle: PathBuf,
-    /// Where `mounts` go.
-    pub rootfs: PathBuf,
-    /// The mounts that make up its root file system; empty where it is there already.
+    /// The mounts that make up its root file system, on the bundle's mount point; empty where it
+    /// is there already.
     pub mounts: Vec<Mount>,
     /// Whether systemd makes its cgroup.
     pub systemd_cgroup: bool,

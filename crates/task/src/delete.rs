@@ -6,14 +6,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use container::{Bundle, Target};
+use container::{Orphan, Target};
 use containerd_shim::Flags;
 use containerd_shim::api::DeleteResponse;
 use containerd_shim::protos::protobuf::{Message, MessageField};
 
-use crate::options::Options;
+use crate::memo::Memo;
 use crate::start::{ADDRESS_FILE, socket_path};
-use crate::task::{remembered, timestamp};
+use crate::task::timestamp;
 
 /// The exit status of a container whose end nobody saw: that of SIGKILL, as in the runc shim.
 const KILLED: u32 = 128 + 9;
@@ -25,21 +25,21 @@ const KILLED: u32 = 128 + 9;
 /// containerd logs.
 pub fn delete(flags: &Flags) -> io::Result<()> {
     let bundle = bundle_path(flags)?;
-    let (state, pid) = remembered(&bundle);
-    let root = state
-        .unwrap_or_else(|| crate::task::state_root(&flags.namespace, &bundle, &Options::default()));
-    let rootfs =
-        Bundle::load(&bundle).map_or_else(|_| bundle.join("rootfs"), |bundle| bundle.rootfs);
-    let target = Target {
-        id: flags.id.clone(),
-        root,
+    let memo = Memo::read(&bundle);
+    let orphan = Orphan {
+        target: Target {
+            id: flags.id.clone(),
+            root: memo.root,
+        },
+        bundle: bundle.clone(),
+        systemd_cgroup: memo.systemd_cgroup,
     };
-    if let Err(error) = container::delete_orphan(&target, &rootfs) {
+    if let Err(error) = container::delete_orphan(&orphan) {
         eprintln!("freeing container {}: {error}", flags.id);
     }
     remove_dead_socket(&bundle);
     let response = DeleteResponse {
-        pid,
+        pid: memo.pid,
         exit_status: KILLED,
         exited_at: MessageField::some(timestamp(SystemTime::now())),
         ..DeleteResponse::default()

@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod guests;
 mod info;
+mod memo;
 mod metrics;
 mod options;
 mod serve;

@@ -22,6 +22,7 @@ use tokio::sync::{Mutex, oneshot, watch};
 use crate::error::Error;
 use crate::events::{Publisher, TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskStart};
 use crate::guests::Caches;
+use crate::memo::Memo;
 use crate::options::Options;
 
 /// What all tasks of a daemon share.
@@ -42,7 +43,7 @@ pub struct Daemon {
 pub struct Task {
     id: String,
     bundle: PathBuf,
-    rootfs: PathBuf,
+    mount_point: PathBuf,
     paths: StdioPaths,
     owns_pid_namespace: bool,
     container: Container,
@@ -89,7 +90,8 @@ impl Task {
         }
         let bundle = Bundle::load(request.bundle.as_ref())
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
-        let create = create_request(&daemon.namespace, request, &bundle, &options);
+        let mut memo = Memo::new(&daemon.namespace, &bundle.path, &options);
+        let create = create_request(&memo.root, request, &bundle, &options);
         if create.mounts.is_empty() {
             bundle
                 .check_rootfs()
@@ -104,29 +106,27 @@ impl Task {
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
 
         // Before there is anything to free: a daemon may be killed at any point after.
-        let note = |pid| {
-            remember(&bundle.path, &create.target.root, pid)
-                .map_err(|error| Error::Unknown(format!("noting the container's state: {error}")))
-        };
-        note(0)?;
+        memo.write(&bundle.path)
+            .map_err(|error| Error::Unknown(format!("noting the container's state: {error}")))?;
         let since = Instant::now();
         let artifact = |module: File, path: String| {
             let (caches, folder) = (daemon.caches.clone(), options.cache_dir.clone());
             async move { caches.artifact(folder.as_deref(), module, path).await }
         };
-        let container = Container::create(&daemon.zygote, create.clone(), theirs, artifact)
+        let container = Container::create(&daemon.zygote, create, theirs, artifact)
             .await
             .map_err(|reason| {
                 // The zygote's helper has done so, unless it died on the way.
-                if let Err(error) = rootfs::unmount(&bundle.rootfs) {
+                if let Err(error) = rootfs::unmount(&bundle.mount_point) {
                     log::warn!("{}: {error}", request.id);
                 }
                 Error::Unknown(format!("OCI runtime create failed: {reason}"))
             })?;
         let init = daemon.reaper.exit_of(container.pid, since);
         let pid = container.pid.as_raw();
-        if let Err(error) = note(pid as u32) {
-            log::warn!("{}: {error}", request.id);
+        memo.pid = pid as u32;
+        if let Err(error) = memo.write(&bundle.path) {
+            log::warn!("{}: noting the container's pid: {error}", request.id);
         }
         let cgroup = Cgroup::of(pid as u32)
             .inspect_err(|error| log::warn!("{}: {error}", request.id))
@@ -135,7 +135,7 @@ impl Task {
         let task = Arc::new(Self {
             id: request.id.clone(),
             bundle: bundle.path.clone(),
-            rootfs: bundle.rootfs.clone(),
+            mount_point: bundle.mount_point.clone(),
             paths,
             owns_pid_namespace: bundle.owns_pid_namespace(),
             container,
@@ -286,8 +286,8 @@ impl Task {
         }
         let exit = self.wait().await;
         let deleted = self.container.delete(&daemon.zygote).await;
-        let rootfs = self.rootfs.clone();
-        let unmounted = tokio::task::spawn_blocking(move || rootfs::unmount(&rootfs)).await;
+        let mount_point = self.mount_point.clone();
+        let unmounted = tokio::task::spawn_blocking(move || rootfs::unmount(&mount_point)).await;
         deleted.map_err(|reason| Error::Unknown(format!("failed to delete task: {reason}")))?;
         match unmounted {
             Ok(Ok(())) => {}
@@ -416,45 +416,8 @@ fn stream_owner(options: &Options, bundle: &Bundle) -> (Uid, Gid) {
     )
 }
 
-/// The folder for a container's state: its own below its bundle, or one a namespace below the
-/// `Root` of the options.
-pub fn state_root(namespace: &str, bundle: &Path, options: &Options) -> PathBuf {
-    if options.root.is_empty() {
-        bundle.join("lighter")
-    } else {
-        PathBuf::from(&options.root).join(namespace)
-    }
-}
-
-/// What `delete` must know of a container when its daemon is gone.
-#[derive(serde::Serialize, serde::Deserialize)]
-struct Memo {
-    root: PathBuf,
-    pid: u32,
-}
-
-/// The memo's file in the bundle.
-const MEMO: &str = "lighter.json";
-
-fn remember(bundle: &Path, root: &Path, pid: u32) -> std::io::Result<()> {
-    let memo = Memo {
-        root: root.to_owned(),
-        pid,
-    };
-    std::fs::write(bundle.join(MEMO), serde_json::to_vec(&memo)?)
-}
-
-/// The state folder and init pid of the container in `bundle`, if a daemon got as far as to note
-/// them.
-pub fn remembered(bundle: &Path) -> (Option<PathBuf>, u32) {
-    let memo = std::fs::read(bundle.join(MEMO))
-        .ok()
-        .and_then(|text| serde_json::from_slice::<Memo>(&text).ok());
-    memo.map_or((None, 0), |memo| (Some(memo.root), memo.pid))
-}
-
 fn create_request(
-    namespace: &str,
+    root: &Path,
     request: &CreateTaskRequest,
     bundle: &Bundle,
     options: &Options,
@@ -462,10 +425,9 @@ fn create_request(
     Create {
         target: Target {
             id: request.id.clone(),
-            root: state_root(namespace, &bundle.path, options),
+            root: root.to_owned(),
         },
         bundle: bundle.path.clone(),
-        rootfs: bundle.rootfs.clone(),
         mounts: request
             .rootfs
             .iter()

@@ -163,6 +163,14 @@ impl Cgroup {
         }
     }
 
+    /// The one folder of a cgroup of v2.
+    pub fn unified(&self) -> Option<&Path> {
+        match &self.tree {
+            Tree::V1(_) => None,
+            Tree::V2(folder) => Some(folder),
+        }
+    }
+
     /// The cgroup's folders, each once, in order of name: one on v2, one for each hierarchy on v1.
     /// They need not exist.
     pub fn folders(&self) -> Vec<&Path> {

@@ -1,0 +1,305 @@
+//! What a bundle's configuration says, in the words that libcontainer acts on.
+//!
+//! Where libcontainer (0.7) leaves out something that the runtime spec asks for and runc does,
+//! another part of the configuration mostly has the same effect. Each function here is one such
+//! case. config.json is written anew only if one of them has changed something.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilitiesBuilder, Mount, Spec};
+
+use crate::bundle::Bundle;
+use crate::hooks;
+
+/// Adapts `bundle`, its config.json included, for libcontainer. Returns the `startContainer`
+/// hooks, which the init is to run itself.
+///
+/// # Errors
+/// When a hook's program is missing, or config.json cannot be replaced.
+pub(crate) fn adapt(bundle: &mut Bundle, systemd_cgroup: bool) -> Result<Vec<Hook>, String> {
+    let before = bundle.spec.clone();
+    let spec = &mut bundle.spec;
+    limit_capabilities(spec);
+    privileges_are_a_yes_or_nothing(spec);
+    private_mounts(spec);
+    root_propagation(spec);
+    read_only_cgroups(spec, &v1_hierarchies());
+    if !systemd_cgroup {
+        no_swap(spec);
+    }
+    let start_hooks = hooks::take_over(spec)?;
+    if bundle.spec != before {
+        replace(&bundle.path, &bundle.spec)
+            .map_err(|error| format!("adapting the bundle's config.json: {error}"))?;
+    }
+    Ok(start_hooks)
+}
+
+fn replace(bundle: &Path, spec: &Spec) -> io::Result<()> {
+    let new = bundle.join("config.json.new");
+    fs::write(&new, serde_json::to_vec(spec)?)?;
+    fs::rename(new, bundle.join("config.json"))
+}
+
+/// Takes from a user other than root the capabilities that execve(2) would take (capabilities(7),
+/// "Transformation of capabilities during execve"): all but the ambient ones. Engines leave that
+/// to the kernel, and a guest is never exec'd.
+fn limit_capabilities(spec: &mut Spec) {
+    let Some(process) = spec.process_mut() else {
+        return;
+    };
+    if process.user().uid() == 0 {
+        return;
+    }
+    let none = || {
+        LinuxCapabilitiesBuilder::default()
+            .build()
+            .unwrap_or_default()
+    };
+    let mut capabilities = process.capabilities().clone().unwrap_or_else(none);
+    let ambient: Option<Capabilities> = capabilities.ambient().clone();
+    capabilities.set_effective(Some(ambient.clone().unwrap_or_default()));
+    capabilities.set_permitted(Some(ambient.unwrap_or_default()));
+    process.set_capabilities(Some(capabilities));
+}
+
+/// libcontainer takes any word on noNewPrivileges for a yes when it orders its steps.
+fn privileges_are_a_yes_or_nothing(spec: &mut Spec) {
+    if let Some(process) = spec.process_mut()
+        && process.no_new_privileges() == Some(false)
+    {
+        process.set_no_new_privileges(None);
+    }
+}
+
+/// Mounts with the options `private` or `rprivate` get nothing of later mounts on the host. They
+/// do so when the whole mount namespace is private from the start; that is possible where no
+/// other mount asks to follow the host.
+fn private_mounts(spec: &mut Spec) {
+    let asks = |mount: &Mount, kinds: &[&str]| {
+        let options = mount.options().iter().flatten();
+        options
+            .into_iter()
+            .any(|option| kinds.contains(&option.as_str()))
+    };
+    let mounts = spec.mounts().clone().unwrap_or_default();
+    let private = mounts
+        .iter()
+        .any(|mount| asks(mount, &["private", "rprivate"]));
+    let following = ["shared", "rshared", "slave", "rslave"];
+    let follows = mounts.iter().any(|mount| asks(mount, &following));
+    if let Some(linux) = spec.linux_mut()
+        && private
+        && !follows
+        && linux.rootfs_propagation().is_none()
+    {
+        linux.set_rootfs_propagation(Some("private".to_owned()));
+    }
+}
+
+/// libcontainer knows the root's propagation only by its plain names, and sets it recursively
+/// whatever it is called.
+fn root_propagation(spec: &mut Spec) {
+    if let Some(linux) = spec.linux_mut()
+        && let Some(name) = linux.rootfs_propagation().clone()
+        && let Some(plain @ ("shared" | "slave" | "private" | "unbindable")) =
+            name.strip_prefix('r')
+    {
+        linux.set_rootfs_propagation(Some(plain.to_owned()));
+    }
+}
+
+/// A read-only cgroup mount of v1 is a folder of mounts, and each must be read-only.
+fn read_only_cgroups(spec: &mut Spec, hierarchies: &[PathBuf]) {
+    let mounts = spec.mounts().iter().flatten();
+    let targets: Vec<PathBuf> = mounts
+        .filter(|mount| mount.typ().as_deref() == Some("cgroup"))
+        .filter(|mount| {
+            mount
+                .options()
+                .iter()
+                .flatten()
+                .any(|option| option == "ro")
+        })
+        .map(|mount| mount.destination().clone())
+        .collect();
+    let Some(linux) = spec.linux_mut() else {
+        return;
+    };
+    let mut paths = linux.readonly_paths().clone().unwrap_or_default();
+    let before = paths.len();
+    for target in targets {
+        for name in hierarchies {
+            paths.push(target.join(name).display().to_string());
+        }
+    }
+    if paths.len() > before {
+        linux.set_readonly_paths(Some(paths));
+    }
+}
+
+/// The names of the folders on which the machine has v1 hierarchies.
+fn v1_hierarchies() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().filter_map(v1_hierarchy).collect()
+}
+
+/// The name of the folder of a line of mountinfo (proc_pid_mountinfo(5)), if it is of type cgroup.
+fn v1_hierarchy(line: &str) -> Option<PathBuf> {
+    let (mount, source) = line.split_once(" - ")?;
+    let point = mount.split(' ').nth(4)?;
+    (source.split(' ').next() == Some("cgroup"))
+        .then(|| Path::new(point).file_name().map(PathBuf::from))
+        .flatten()
+}
+
+/// On cgroup v2 swap is counted apart from memory, so a limit of memory and swap together that is
+/// as high as that of memory is one of 0, which libcgroups takes for none.
+fn no_swap(spec: &mut Spec) {
+    let Some(linux) = spec.linux_mut() else {
+        return;
+    };
+    let Some(mut resources) = linux.resources().clone() else {
+        return;
+    };
+    let Some(memory) = resources.memory() else {
+        return;
+    };
+    if memory.limit().is_none_or(|limit| limit <= 0) || memory.limit() != memory.swap() {
+        return;
+    }
+    let mut unified = resources.unified().clone().unwrap_or_default();
+    unified
+        .entry("memory.swap.max".to_owned())
+        .or_insert_with(|| "0".to_owned());
+    resources.set_unified(Some(unified));
+    linux.set_resources(Some(resources));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn spec(change: impl FnOnce(&mut Value)) -> Spec {
+        let mut spec = json!({
+            "ociVersion": "1.0.2",
+            "root": {"path": "rootfs"},
+            "process": {"args": ["x"], "cwd": "/", "user": {"uid": 1000, "gid": 0}},
+            "linux": {},
+        });
+        change(&mut spec);
+        serde_json::from_value(spec).unwrap()
+    }
+
+    fn value(spec: &Spec) -> Value {
+        serde_json::to_value(spec).unwrap()
+    }
+
+    #[test]
+    fn a_user_keeps_the_ambient_capabilities() {
+        let mut user = spec(|spec| {
+            spec["process"]["capabilities"] = json!({
+                "bounding": ["CAP_CHOWN", "CAP_KILL"],
+                "effective": ["CAP_CHOWN", "CAP_KILL"],
+                "permitted": ["CAP_CHOWN", "CAP_KILL"],
+                "inheritable": ["CAP_KILL"],
+                "ambient": ["CAP_KILL"],
+            });
+        });
+        limit_capabilities(&mut user);
+        let left = value(&user)["process"]["capabilities"].clone();
+        assert_eq!(left["effective"], json!(["CAP_KILL"]));
+        assert_eq!(left["permitted"], json!(["CAP_KILL"]));
+        assert_eq!(left["bounding"].as_array().unwrap().len(), 2);
+
+        let mut without = spec(|_| {});
+        limit_capabilities(&mut without);
+        let left = value(&without)["process"]["capabilities"].clone();
+        assert_eq!(left["permitted"], json!([]));
+    }
+
+    #[test]
+    fn root_keeps_its_capabilities() {
+        let mut root = spec(|spec| {
+            spec["process"]["user"]["uid"] = json!(0);
+            spec["process"]["capabilities"] = json!({"effective": ["CAP_CHOWN"]});
+        });
+        let before = root.clone();
+        limit_capabilities(&mut root);
+        assert_eq!(root, before);
+    }
+
+    #[test]
+    fn private_mounts_make_a_private_namespace_unless_others_follow() {
+        let mounts = |options: &[&str]| {
+            let mut with = spec(|spec| {
+                spec["mounts"] = options
+                    .iter()
+                    .map(|o| json!({"destination": "/d", "type": "bind", "source": "/", "options": ["rbind", o]}))
+                    .collect();
+            });
+            private_mounts(&mut with);
+            value(&with)["linux"]["rootfsPropagation"].clone()
+        };
+        assert_eq!(mounts(&["rprivate"]), json!("private"));
+        assert_eq!(mounts(&["rprivate", "rslave"]), Value::Null);
+        assert_eq!(mounts(&["ro"]), Value::Null);
+    }
+
+    #[test]
+    fn the_roots_propagation_has_a_name_that_libcontainer_knows() {
+        for (given, taken) in [
+            ("rslave", "slave"),
+            ("rshared", "shared"),
+            ("slave", "slave"),
+        ] {
+            let mut with = spec(|spec| spec["linux"]["rootfsPropagation"] = json!(given));
+            root_propagation(&mut with);
+            assert_eq!(value(&with)["linux"]["rootfsPropagation"], json!(taken));
+        }
+    }
+
+    #[test]
+    fn every_hierarchy_of_a_read_only_cgroup_mount_is_read_only() {
+        let paths = |options: Value| {
+            let mut with = spec(|spec| {
+                spec["linux"]["readonlyPaths"] = json!(["/proc/bus"]);
+                spec["mounts"] = json!([{"destination": "/sys/fs/cgroup", "type": "cgroup",
+                    "source": "cgroup", "options": options}]);
+            });
+            read_only_cgroups(&mut with, &["cpu".into(), "memory".into()]);
+            value(&with)["linux"]["readonlyPaths"].clone()
+        };
+        assert_eq!(
+            paths(json!(["ro"])),
+            json!(["/proc/bus", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/memory"])
+        );
+        assert_eq!(paths(json!(["rw"])), json!(["/proc/bus"]));
+    }
+
+    #[test]
+    fn hierarchies_are_told_by_their_type() {
+        let v1 = "30 25 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu";
+        assert_eq!(v1_hierarchy(v1), Some("cpu".into()));
+        let v2 = "31 25 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
+        assert_eq!(v1_hierarchy(v2), None);
+    }
+
+    #[test]
+    fn a_limit_without_swap_is_said_in_v2s_words() {
+        let unified = |memory: Value| {
+            let mut with = spec(|spec| spec["linux"]["resources"] = json!({"memory": memory}));
+            no_swap(&mut with);
+            value(&with)["linux"]["resources"]["unified"].clone()
+        };
+        assert_eq!(
+            unified(json!({"limit": 64, "swap": 64})),
+            json!({"memory.swap.max": "0"})
+        );
+        assert_eq!(unified(json!({"limit": 64, "swap": 128})), Value::Null);
+        assert_eq!(unified(json!({"limit": 64})), Value::Null);
+    }
+}

@@ -1,0 +1,88 @@
+//! What `delete` must know of a container when its daemon is gone, noted in the bundle.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::options::Options;
+
+/// The note's file in the bundle.
+const FILE: &str = "lighter.json";
+
+/// The note.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Memo {
+    /// The folder that holds the container's state.
+    pub root: PathBuf,
+    /// Whether systemd makes the container's cgroup.
+    pub systemd_cgroup: bool,
+    /// The init's pid; 0 while there is none.
+    pub pid: u32,
+}
+
+impl Memo {
+    /// The note for a container without an init, in containerd's `namespace`. Its state goes into
+    /// its bundle, or into a folder for the namespace below the options' `Root`.
+    pub fn new(namespace: &str, bundle: &Path, options: &Options) -> Self {
+        Self {
+            root: if options.root.is_empty() {
+                default_root(bundle)
+            } else {
+                PathBuf::from(&options.root).join(namespace)
+            },
+            systemd_cgroup: options.systemd_cgroup,
+            pid: 0,
+        }
+    }
+
+    /// Writes the note into `bundle`.
+    ///
+    /// # Errors
+    /// write(2)'s.
+    pub fn write(&self, bundle: &Path) -> io::Result<()> {
+        fs::write(bundle.join(FILE), serde_json::to_vec(self)?)
+    }
+
+    /// Reads the note in `bundle`; without one no daemon got as far as to make anything.
+    pub fn read(bundle: &Path) -> Self {
+        fs::read(bundle.join(FILE))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_else(|| Self {
+                root: default_root(bundle),
+                systemd_cgroup: false,
+                pid: 0,
+            })
+    }
+}
+
+fn default_root(bundle: &Path) -> PathBuf {
+    bundle.join("lighter")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let bundle = tempfile::tempdir().unwrap();
+        assert_eq!(
+            Memo::read(bundle.path()).root,
+            bundle.path().join("lighter")
+        );
+        let options = Options {
+            root: "/r".into(),
+            systemd_cgroup: true,
+            ..Options::default()
+        };
+        let mut memo = Memo::new("ns", bundle.path(), &options);
+        memo.pid = 7;
+        memo.write(bundle.path()).unwrap();
+        let memo = Memo::read(bundle.path());
+        assert_eq!(memo.root, Path::new("/r/ns"));
+        assert_eq!((memo.systemd_cgroup, memo.pid), (true, 7));
+    }
+}
