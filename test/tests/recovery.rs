@@ -139,6 +139,8 @@ fn at_any_moment(engine: &Containerd) -> Result<()> {
                 // shim and calls no `delete`; the next start takes the name over.
                 let unknown = |error: anyhow::Error| format!("{error:#}").contains("start shim");
                 if ended.is_err_and(unknown) {
+                    // A daemon that its `start` has spawned in its last moment.
+                    kill_shim(engine, &id);
                     let _ = std::fs::remove_file(engine.shim_socket(&id));
                 }
                 Ok(())
