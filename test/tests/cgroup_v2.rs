@@ -328,8 +328,9 @@ mod inside {
         for builder in greedy {
             let container = by_systemd(builder).memory(48 * MEBIBYTE).create()?;
             container.start()?;
+            // No TaskOOM is asked for: systemd removes the scope as soon as it is empty, and
+            // may be ahead of the shim, which reads there why the process was killed.
             container.wait_for_event("exit")?;
-            container.wait_for_event("oom")?;
             let id = container.id().to_owned();
             assert_eq!(container.finish()?.status, 137);
             ensure_no_scope(&id)?;
