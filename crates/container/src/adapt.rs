@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilitiesBuilder, Mount, Spec};
+use oci_spec::runtime::{Capabilities, Hook, Mount, Spec};
 
 use crate::bundle::Bundle;
 use crate::hooks;
@@ -53,15 +53,17 @@ fn limit_capabilities(spec: &mut Spec) {
     if process.user().uid() == 0 {
         return;
     }
-    let none = || {
-        LinuxCapabilitiesBuilder::default()
-            .build()
-            .unwrap_or_default()
-    };
-    let mut capabilities = process.capabilities().clone().unwrap_or_else(none);
-    let ambient: Option<Capabilities> = capabilities.ambient().clone();
-    capabilities.set_effective(Some(ambient.clone().unwrap_or_default()));
-    capabilities.set_permitted(Some(ambient.unwrap_or_default()));
+    let given = process.capabilities().clone();
+    let mut capabilities = given.clone().unwrap_or_default();
+    if given.is_none() {
+        // The type's own default is not empty.
+        capabilities.set_bounding(Some(Capabilities::new()));
+        capabilities.set_inheritable(Some(Capabilities::new()));
+        capabilities.set_ambient(Some(Capabilities::new()));
+    }
+    let ambient = capabilities.ambient().clone().unwrap_or_default();
+    capabilities.set_effective(Some(ambient.clone()));
+    capabilities.set_permitted(Some(ambient));
     process.set_capabilities(Some(capabilities));
 }
 

@@ -33,21 +33,37 @@ pub struct Orphan {
 /// What could not be freed; the rest has been.
 pub fn delete_orphan(orphan: &Orphan) -> Result<(), String> {
     let until = Instant::now() + PATIENCE;
-    let freed = loop {
-        let freed = helper::delete(&orphan.target).and_then(|()| remove_cgroup(orphan));
-        match birthmark::is_free(&orphan.bundle) {
-            Ok(true) => break freed,
-            Ok(false) if Instant::now() < until => sleep(PAUSE),
-            Ok(false) => break Err("processes are still on their way into it".to_owned()),
-            Err(error) => break Err(format!("asking for the bundle's lock: {error}")),
+    while let Some(reason) = unborn(&orphan.bundle) {
+        // What they have made so far goes, and they with it; what fails is tried again.
+        if let Err(error) = free(orphan) {
+            log::debug!("freeing {}: {error}", orphan.target.id);
         }
-    };
-    // Nobody is left who could make anything; what the last of them made goes now.
-    let freed = freed
-        .and_then(|()| helper::delete(&orphan.target))
-        .and_then(|()| remove_cgroup(orphan));
+        if Instant::now() >= until {
+            log::warn!("{}: {reason}", orphan.target.id);
+            break;
+        }
+        sleep(PAUSE);
+    }
+    // Nobody is left who could make anything.
+    let freed = free(orphan);
     rootfs::unmount(&mount_point(&orphan.bundle)).map_err(|error| error.to_string())?;
     freed
+}
+
+/// Why the bundle's container may yet grow, if it may.
+fn unborn(bundle: &Path) -> Option<String> {
+    match birthmark::is_free(bundle) {
+        Ok(true) => None,
+        Ok(false) => Some("processes are still on their way into it".to_owned()),
+        Err(error) => Some(format!("asking for the bundle's lock: {error}")),
+    }
+}
+
+/// Frees the state and then the cgroup, which also kills what the state knows nothing of.
+fn free(orphan: &Orphan) -> Result<(), String> {
+    let deleted = helper::delete(&orphan.target);
+    remove_cgroup(orphan)?;
+    deleted
 }
 
 /// Removes the cgroup that the bundle's configuration names: a container whose state was never
