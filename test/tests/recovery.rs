@@ -26,7 +26,15 @@ const PROGRAMS: [[&str; 3]; 2] = [
 /// Kills every process of a container's shim: the daemon and what it keeps.
 /// The zygote may end with the daemon before its turn comes.
 fn kill_shim(engine: &Containerd, id: &str) -> usize {
-    let pids = engine.shims_of(id);
+    // Not the actions `start` and `delete`: containerd calls them once, and what they leave when
+    // they are killed nobody is called to clean up.
+    let serves = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        !line
+            .split(|&byte| byte == 0)
+            .any(|word| word == b"start" || word == b"delete")
+    };
+    let pids: Vec<u32> = engine.shims_of(id).into_iter().filter(serves).collect();
     for &pid in &pids {
         let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
     }
