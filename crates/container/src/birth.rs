@@ -13,8 +13,8 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use crate::init::{FromInit, ToInit};
 use crate::message::{self, AsyncSocket};
 use crate::stdio::ContainerStdio;
-use crate::sys;
 use crate::zygote::{Create, Reply, Request, Target, Zygote};
+use crate::{birthmark, sys};
 
 /// How long a start waits for the guest's instantiation. One that takes longer is running code
 /// of its own (a start function), which makes it as started as any.
@@ -47,6 +47,9 @@ impl Container {
         let socket = |error: io::Error| format!("making a socket to the container's init: {error}");
         let (ours, theirs) = message::pair().map_err(socket)?;
         let init = AsyncSocket::new(ours).map_err(socket)?;
+        // Held from here on by the message and whoever comes of it.
+        let birthmark = birthmark::take(&create.bundle)
+            .map_err(|error| format!("locking the bundle: {error}"))?;
         let target = create.target.clone();
         let request = Request::Create(create);
         let fds = [
@@ -54,6 +57,7 @@ impl Container {
             stdio.stdin.as_fd(),
             stdio.stdout.as_fd(),
             stdio.stderr.as_fd(),
+            birthmark.as_fd(),
         ];
         let mut call = pin!(async {
             let reply = zygote.call(&request, &fds).await;

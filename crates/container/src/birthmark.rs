@@ -1,8 +1,9 @@
 //! Who is still being born.
 //!
-//! Processes on their way into a container hold a lock on a file in its bundle, from the helper to
-//! the init that waits for its start; the lock goes with the last of them. When a daemon dies in
-//! the middle, whoever cleans up can tell by it that none is left that could make more.
+//! A request for a container carries a lock on a file in its bundle, and so do the processes that
+//! come of it, from the helper to the init that waits for its start; the lock goes with the last of
+//! them. When a daemon dies in the middle, whoever cleans up can tell by it that none is left that
+//! could make more.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -11,8 +12,7 @@ use std::path::Path;
 /// The file's name.
 const FILE: &str = "lighter.lock";
 
-/// Takes the lock for this process and all that it clones: it is held for as long as one of them
-/// has the file open.
+/// Takes the lock: it is held for as long as a process or a message has the file open.
 ///
 /// # Errors
 /// When the file cannot be made or locked.

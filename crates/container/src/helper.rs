@@ -18,12 +18,12 @@ use pathrs::Root;
 
 use crate::adapt::adapt;
 use crate::bundle::Bundle;
+use crate::capture;
 use crate::cgroup::Cgroup;
 use crate::guest::Guests;
 use crate::init::Init;
 use crate::rootfs;
 use crate::zygote::{Create, Reply, Request, Target};
-use crate::{birthmark, capture};
 
 /// Carries out `request`, whose descriptors are `fds`.
 pub(crate) fn run(
@@ -53,14 +53,13 @@ fn create(
     guests: &Result<Rc<dyn Guests>, String>,
 ) -> Result<i32, String> {
     let guests = guests.clone()?;
-    let [daemon, stdin, stdout, stderr] = <[OwnedFd; 4]>::try_from(fds)
-        .map_err(|fds| format!("create needs four descriptors and got {}", fds.len()))?;
+    // The birthmark is open until this process ends, and in those that it clones until they run
+    // the entrypoint.
+    let [daemon, stdin, stdout, stderr, _birthmark] = <[OwnedFd; 5]>::try_from(fds)
+        .map_err(|fds| format!("create needs five descriptors and got {}", fds.len()))?;
     let captured = capture::start().map_err(|error| error.to_string())?;
     let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
     let start_hooks = adapt(&mut bundle, request.systemd_cgroup)?;
-    // Open until this process ends, and in those that it clones until they run the entrypoint.
-    let _birthmark =
-        birthmark::take(&request.bundle).map_err(|error| format!("locking the bundle: {error}"))?;
     rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
     let build = || -> Result<Container, LibcontainerError> {
         fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;

@@ -121,13 +121,17 @@ pub fn set_signal_handler(signal: Signal, handler: SigHandler) -> io::Result<()>
     Ok(())
 }
 
-/// Replaces stdin by /dev/null.
+/// Replaces stdin and stdout by /dev/null.
 ///
 /// # Errors
 /// open(2)'s or dup2(2)'s.
-pub fn stdin_from_null() -> io::Result<()> {
-    let null = std::fs::File::open("/dev/null")?;
-    Ok(rustix::stdio::dup2_stdin(null)?)
+pub fn stdio_from_null() -> io::Result<()> {
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(rustix::stdio::dup2_stdout(&null)?)
 }
 
 /// Closes every descriptor but the standard ones: what a process was started with beyond them

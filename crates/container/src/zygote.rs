@@ -32,7 +32,7 @@ pub struct Target {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     /// Build a container up to where the OCI runtime spec says "created". Descriptors: the
-    /// init's socket to the daemon, its stdin, stdout and stderr.
+    /// init's socket to the daemon, its stdin, stdout and stderr, and the birthmark.
     Create(Create),
     /// Let a created container's init run its entrypoint.
     Start(Target),
@@ -74,27 +74,29 @@ pub struct Zygote {
 }
 
 impl Zygote {
-    /// Clones the zygote; it makes its `guests` itself. To be called while the process has
-    /// one thread and no descriptors open that a container must not inherit; stdin is replaced
-    /// by /dev/null.
+    /// Clones the zygote; it makes its `guests` itself, and calls `orphaned` when the daemon has
+    /// ended, however it did. To be called while the process has one thread and no descriptors
+    /// open that a container must not inherit; its stdin and stdout are replaced by /dev/null.
     ///
     /// # Errors
     /// When the process has more threads, or cannot be cloned.
-    pub fn spawn<G>(guests: G) -> io::Result<Self>
+    pub fn spawn<G>(guests: G, orphaned: impl FnOnce()) -> io::Result<Self>
     where
         G: FnOnce() -> Result<Rc<dyn Guests>, String>,
     {
         let (ours, theirs) = message::pair()?;
+        let daemon = Pid::this();
         match sys::fork_single_threaded()? {
             Some(pid) => Ok(Self { socket: ours, pid }),
             None => {
                 drop(ours);
-                if let Err(error) = sys::stdin_from_null() {
-                    log::error!("the zygote cannot give up its stdin: {error}");
+                if let Err(error) = sys::stdio_from_null() {
+                    log::error!("the zygote cannot give up its stdio: {error}");
                     sys::exit_now(1);
                 }
                 let _ = prctl::set_name(c"lighter-zygote");
-                serve(&theirs, guests());
+                serve(&theirs, daemon, guests());
+                orphaned();
                 sys::exit_now(0)
             }
         }
@@ -126,9 +128,10 @@ impl Zygote {
     }
 }
 
-/// Answers requests until the daemon's end of `socket` is closed.
-fn serve(socket: &OwnedFd, guests: Result<Rc<dyn Guests>, String>) {
-    loop {
+/// Answers requests until the daemon has ended.
+fn serve(socket: &OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) {
+    // What it asked for before it ended is not to be done: nobody waits for it any more.
+    while Pid::parent() == daemon {
         let (request, fds): (Request, _) = match message::receive(socket) {
             Ok(Some(received)) => received,
             Ok(None) => return,
@@ -147,6 +150,9 @@ fn serve(socket: &OwnedFd, guests: Result<Rc<dyn Guests>, String>) {
             Ok(None) => {
                 // The helper must not outlive the daemon, which is its parent.
                 let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+                if Pid::parent() != daemon {
+                    sys::exit_now(1);
+                }
                 let _ = prctl::set_name(c"lighter-helper");
                 let reply = helper::run(request, fds.collect(), &guests);
                 if let Err(error) = message::send(&reply_to, &reply, &[]) {

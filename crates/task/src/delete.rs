@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,7 +11,8 @@ use containerd_shim::api::DeleteResponse;
 use containerd_shim::protos::protobuf::{Message, MessageField};
 
 use crate::memo::Memo;
-use crate::start::{ADDRESS_FILE, socket_path};
+use crate::socket::{self, socket_path};
+use crate::start::ADDRESS_FILE;
 use crate::task::timestamp;
 
 /// The exit status of a container whose end nobody saw: that of SIGKILL, as in the runc shim.
@@ -62,11 +62,7 @@ fn remove_dead_socket(bundle: &Path) {
     let Ok(address) = fs::read_to_string(bundle.join(ADDRESS_FILE)) else {
         return;
     };
-    let path = Path::new(socket_path(&address));
-    if UnixStream::connect(path).is_err()
-        && let Err(error) = fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        eprintln!("removing {}: {error}", path.display());
+    if let Err(error) = socket::remove_dead(socket_path(&address)) {
+        eprintln!("removing {address}: {error}");
     }
 }

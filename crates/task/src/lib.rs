@@ -17,6 +17,7 @@ mod metrics;
 mod options;
 mod serve;
 mod service;
+mod socket;
 mod start;
 mod task;
 

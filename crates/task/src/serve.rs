@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,16 @@ use containerd_shim::protos::shim_async::create_task;
 use containerd_shim::protos::ttrpc::r#async::Server;
 use containerd_shim::protos::ttrpc::r#async::transport::Listener;
 use log::LevelFilter;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::events::Publisher;
 use crate::guests::{Caches, guests};
 use crate::service::Service;
-use crate::start::{TASK_V2, TASK_V3};
+use crate::socket::SocketFile;
+use crate::start::{TASK_V2, TASK_V3, WANTED};
 use crate::task::Daemon;
 
 /// Where containerd listens for events: set by it for every shim.
@@ -31,27 +34,42 @@ const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Serves until containerd shuts the daemon down. stdin is the listening socket, which
-/// [`start`](crate::start) has made.
+/// [`start`](crate::start) has made; the descriptor of stdout is where that says that containerd
+/// knows of it.
 ///
 /// # Errors
 /// What keeps the daemon from serving.
 pub fn serve(flags: &Flags) -> io::Result<()> {
     container::close_inherited();
     init_log(flags);
-    // The one moment at which there is one thread and nothing open but the log.
-    let zygote = Zygote::spawn(guests)?;
-    let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
-    container::stdin_from_null()?;
+    let file = SocketFile::of(&listener()?)?;
+    let left = file.clone();
+    // The one moment at which there is one thread and nothing open but stdio and the log.
+    let zygote = Zygote::spawn(guests, move || left.remove())?;
+    let listener = listener()?;
+    let is_wanted = io::stdout().as_fd().try_clone_to_owned()?;
+    container::stdio_from_null()?;
     // One thread serves everything; more come and go with blocking calls.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(Duration::from_secs(1))
         .build()?
-        .block_on(run(flags, zygote, listener))
+        .block_on(run(flags, zygote, listener, is_wanted))?;
+    file.remove();
+    Ok(())
 }
 
-async fn run(flags: &Flags, zygote: Zygote, listener: UnixListener) -> io::Result<()> {
-    let socket = listener.local_addr()?;
+/// The listening socket, while it is stdin.
+fn listener() -> io::Result<UnixListener> {
+    Ok(io::stdin().as_fd().try_clone_to_owned()?.into())
+}
+
+async fn run(
+    flags: &Flags,
+    zygote: Zygote,
+    listener: UnixListener,
+    is_wanted: OwnedFd,
+) -> io::Result<()> {
     let address = env::var(TTRPC_ADDRESS)
         .map_err(|_| io::Error::other(format!("{TTRPC_ADDRESS} is not in the environment")))?;
     let reaper = Reaper::start()?;
@@ -65,6 +83,7 @@ async fn run(flags: &Flags, zygote: Zygote, listener: UnixListener) -> io::Resul
     });
     let ended = Arc::new(Notify::new());
     let service = Arc::new(Service::new(daemon, ended.clone()));
+    end_if_unwanted(is_wanted, service.clone())?;
 
     listener.set_nonblocking(true)?;
     let mut server = Server::new().add_listener(Listener::try_from(listener)?);
@@ -74,7 +93,6 @@ async fn run(flags: &Flags, zygote: Zygote, listener: UnixListener) -> io::Resul
     let v2 = services.remove(TASK_V3).map(|v3| (TASK_V2.to_owned(), v3));
     server = server.register_service(v2.into_iter().collect());
     server.start().await.map_err(io::Error::other)?;
-    log::debug!("serving {socket:?}");
 
     outlive_signals()?;
     ended.notified().await;
@@ -88,12 +106,18 @@ async fn run(flags: &Flags, zygote: Zygote, listener: UnixListener) -> io::Resul
     {
         log::error!("containerd did not take the last events in {FAREWELL:?}");
     }
-    if let Some(path) = socket.as_pathname()
-        && let Err(error) = std::fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        log::warn!("removing {}: {error}", path.display());
-    }
+    Ok(())
+}
+
+/// Ends the daemon if the `start` that has spawned it died before containerd knew of it.
+fn end_if_unwanted(is_wanted: OwnedFd, service: Arc<Service>) -> io::Result<()> {
+    let mut is_wanted = pipe::Receiver::from_owned_fd(is_wanted)?;
+    tokio::spawn(async move {
+        if is_wanted.read_exact(&mut [0; WANTED.len()]).await.is_err() {
+            log::warn!("the `start` that began this shim was killed: nobody knows of it, it ends");
+            service.end_if_idle();
+        }
+    });
     Ok(())
 }
 

@@ -55,6 +55,13 @@ impl Service {
         }
     }
 
+    /// Ends the daemon, unless it has tasks: that of a pod serves on until the last has gone.
+    pub fn end_if_idle(&self) {
+        if self.tasks().is_empty() {
+            self.ended.notify_one();
+        }
+    }
+
     /// The task whose init is meant. There are no other processes that a client could name.
     fn init(&self, id: &str, exec_id: &str) -> Result<Arc<Task>, Error> {
         let task = self.task(id)?;
@@ -228,10 +235,7 @@ impl containerd_shim::Task for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> TtrpcResult<Empty> {
-        // The daemon of a pod serves on while it has tasks.
-        if self.tasks().is_empty() {
-            self.ended.notify_one();
-        }
+        self.end_if_idle();
         Ok(Empty::default())
     }
 

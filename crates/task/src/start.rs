@@ -5,9 +5,9 @@ use std::env;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use containerd_shim::bootstrap::BootstrapParams;
@@ -18,6 +18,7 @@ use containerd_shim::{Flags, StartOpts};
 use serde::Deserialize;
 
 use crate::options::Options;
+use crate::socket::{listen, socket_path};
 
 /// The task service's name for containerd 2 and for the ones before.
 pub(crate) const TASK_V3: &str = "containerd.task.v3.Task";
@@ -36,6 +37,10 @@ const MAX_INPUT: u64 = 10 << 20;
 /// The file in the bundle where containerd 1.6 looks for the daemon's address.
 pub(crate) const ADDRESS_FILE: &str = "address";
 
+/// What `start` says to the daemon that it has spawned once containerd knows of it. One to which
+/// it is never said, as `start` was killed, would be left alone for ever.
+pub(crate) const WANTED: [u8; 1] = [1];
+
 /// What of config.json matters here.
 #[derive(Deserialize)]
 struct Annotated {
@@ -52,16 +57,19 @@ pub fn start(flags: &Flags) -> io::Result<()> {
     let (options, socket_options) = read_input(flags)?;
     let group = group(&flags.id)?;
     let address = socket_options.socket_address(&group);
-    if let Some(listener) = listen(Path::new(socket_path(&address)))? {
-        spawn(flags, listener, &options).inspect_err(|_| {
+    let wanted = match listen(socket_path(&address))? {
+        Some(listener) => Some(spawn(flags, listener, &options).inspect_err(|_| {
             // Nobody will ever serve this socket.
             let _ = fs::remove_file(socket_path(&address));
-        })?;
-    }
+        })?),
+        None => None,
+    };
     fs::write(ADDRESS_FILE, &address)?;
     let mut stdout = io::stdout();
     stdout.write_all(address.as_bytes())?;
-    stdout.flush()
+    stdout.flush()?;
+    // From here on containerd knows of the daemon.
+    wanted.map_or(Ok(()), |mut wanted| wanted.write_all(&WANTED))
 }
 
 /// The runtime options, and what decides the socket's place: containerd 2.3 and later send a
@@ -99,46 +107,19 @@ fn group(id: &str) -> io::Result<String> {
         .unwrap_or_else(|| id.to_owned()))
 }
 
-/// The file system's part of a socket's address.
-pub(crate) fn socket_path(address: &str) -> &str {
-    address.strip_prefix("unix://").unwrap_or(address)
-}
-
-/// A listening socket at `path`; `None` where a daemon of the group listens there already.
-fn listen(path: &Path) -> io::Result<Option<UnixListener>> {
-    let error = |reason: io::Error| {
-        io::Error::new(
-            reason.kind(),
-            format!("listening on {}: {reason}", path.display()),
-        )
-    };
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(error)?;
-    }
-    match UnixListener::bind(path) {
-        Err(in_use) if in_use.kind() == io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
-                return Ok(None);
-            }
-            // Left by a daemon that was killed.
-            fs::remove_file(path).map_err(error)?;
-            UnixListener::bind(path).map(Some).map_err(error)
-        }
-        bound => bound.map(Some).map_err(error),
-    }
-}
-
 /// Spawns the daemon with `listener` as its stdin. It answers as soon as it is up; until then
-/// containerd's connection waits in the socket.
-fn spawn(flags: &Flags, listener: UnixListener, options: &Options) -> io::Result<()> {
+/// containerd's connection waits in the socket. Returns where to say [`WANTED`], which the daemon
+/// reads on its stdout's descriptor.
+fn spawn(flags: &Flags, listener: UnixListener, options: &Options) -> io::Result<io::PipeWriter> {
     let program: PathBuf = env::current_exe()?;
+    let (is_wanted, wanted) = io::pipe()?;
     let mut command = Command::new(program);
     command
         .args(["-namespace", &flags.namespace])
         .args(["-id", &flags.id])
         .args(["-address", &flags.address])
         .stdin(OwnedFd::from(listener))
-        .stdout(Stdio::null())
+        .stdout(is_wanted)
         .stderr(Stdio::null())
         // Signals to containerd's process group are not for the daemon.
         .process_group(0);
@@ -146,25 +127,11 @@ fn spawn(flags: &Flags, listener: UnixListener, options: &Options) -> io::Result
         command.arg("-debug");
     }
     let mut child = command.spawn()?;
-    set_cgroup_and_oom_score(child.id(), &options.shim_cgroup).map_err(|error| {
+    let placed = set_cgroup_and_oom_score(child.id(), &options.shim_cgroup).map_err(|error| {
         // Without the cgroup it was to have, it is not to be.
         let _ = child.kill();
         let _ = child.wait();
         io::Error::other(format!("placing the shim's daemon: {error}"))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_socket_is_taken_over_only_from_the_dead() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s/socket");
-        let living = listen(&path).unwrap().expect("a first listener");
-        assert!(listen(&path).unwrap().is_none(), "one that answers is kept");
-        drop(living);
-        assert!(listen(&path).unwrap().is_some(), "a dead one is replaced");
-    }
+    });
+    placed.map(|()| wanted)
 }
