@@ -7,7 +7,8 @@ use containerd_client::{
     services::v1::{
         CloseIoRequest, Container as Record, CreateContainerRequest, CreateTaskRequest,
         DeleteContainerRequest, DeleteTaskRequest, GetRequest, KillRequest, ListPidsRequest,
-        MetricsRequest, StartRequest, WaitRequest, container::Runtime,
+        MetricsRequest, PauseTaskRequest, ResumeTaskRequest, StartRequest, WaitRequest,
+        container::Runtime,
     },
     tonic::{Code, Status},
     types::v1::Process,
@@ -481,6 +482,42 @@ impl Container<'_> {
                 .kill(self.engine.request(request)),
         )
         .with_context(|| format!("kill the task {}", self.id))?;
+        Ok(())
+    }
+
+    /// Pauses the task.
+    ///
+    /// # Errors
+    /// The answer of the call.
+    pub fn pause(&self) -> Result<()> {
+        let request = PauseTaskRequest {
+            container_id: self.id.clone(),
+        };
+        call(
+            self.engine
+                .client()
+                .tasks()
+                .pause(self.engine.request(request)),
+        )
+        .with_context(|| format!("pause the task {}", self.id))?;
+        Ok(())
+    }
+
+    /// Resumes the paused task.
+    ///
+    /// # Errors
+    /// The answer of the call.
+    pub fn resume(&self) -> Result<()> {
+        let request = ResumeTaskRequest {
+            container_id: self.id.clone(),
+        };
+        call(
+            self.engine
+                .client()
+                .tasks()
+                .resume(self.engine.request(request)),
+        )
+        .with_context(|| format!("resume the task {}", self.id))?;
         Ok(())
     }
 

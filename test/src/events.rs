@@ -35,8 +35,8 @@ pub enum Event {
 }
 
 impl Event {
-    /// The name of the event: `create`, `start`, `exit`, `delete`, `oom`, or the
-    /// topic of another.
+    /// The name of the event: `create`, `start`, `exit`, `delete`, `oom`, or of
+    /// another the last part of its topic, such as `paused`.
     pub fn name(&self) -> &str {
         match self {
             Event::Create(_) => "create",
@@ -44,7 +44,7 @@ impl Event {
             Event::Exit(_) => "exit",
             Event::Delete(_) => "delete",
             Event::Oom(_) => "oom",
-            Event::Other(topic) => topic,
+            Event::Other(topic) => topic.trim_start_matches("/tasks/"),
         }
     }
 

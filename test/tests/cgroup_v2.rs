@@ -29,6 +29,11 @@ fn memory() -> Result<()> {
 }
 
 #[test]
+fn pause() -> Result<()> {
+    again("pause", &["containerd_2_1::"])
+}
+
+#[test]
 fn recovery() -> Result<()> {
     again("recovery", &["containerd_2_1::"])
 }
@@ -305,6 +310,30 @@ mod inside {
             assert!(listed.contains(&container.pid()), "{listed:?}");
             container.kill(Signal::SIGKILL)?;
             assert_eq!(container.finish()?.status, 137);
+        }
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "needs cgroup v2 and systemd"]
+    fn systemd_cgroups_are_frozen() -> Result<()> {
+        let engine = engine()?;
+        for builder in waiting(&engine)? {
+            let container = by_systemd(builder).create()?;
+            container.start()?;
+            let id = container.id().to_owned();
+            let frozen = || -> Result<bool> {
+                let events = fs::read_to_string(folder(&id).join("cgroup.events"))?;
+                Ok(events.lines().any(|line| line == "frozen 1"))
+            };
+            container.pause()?;
+            ensure!(frozen()?);
+            container.resume()?;
+            ensure!(!frozen()?);
+            container.pause()?;
+            container.kill(Signal::SIGKILL)?;
+            assert_eq!(container.finish()?.status, 137);
+            ensure_no_scope(&id)?;
         }
         Ok(())
     }

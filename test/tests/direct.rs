@@ -121,6 +121,18 @@ fn unknown_and_doubled_ids() -> Result<()> {
                     .0,
             ),
             (
+                "pause",
+                refusal(tasks.pause(deadline(), &request!(PauseRequest { id: other() })))
+                    .context("pause")?
+                    .0,
+            ),
+            (
+                "resume",
+                refusal(tasks.resume(deadline(), &request!(ResumeRequest { id: other() })))
+                    .context("resume")?
+                    .0,
+            ),
+            (
                 "state of an exec process",
                 refusal(tasks.state(
                     deadline(),
@@ -210,14 +222,6 @@ fn calls_that_are_not_there() -> Result<()> {
         context(
             "Exec",
             refusal(tasks.exec(deadline(), &request!(ExecProcessRequest { id: id.clone() }))),
-        )?,
-        context(
-            "Pause",
-            refusal(tasks.pause(deadline(), &request!(PauseRequest { id: id.clone() }))),
-        )?,
-        context(
-            "Resume",
-            refusal(tasks.resume(deadline(), &request!(ResumeRequest { id: id.clone() }))),
         )?,
         context(
             "Checkpoint",

@@ -309,3 +309,41 @@ async fn watches_hold_nothing_open_afterwards() {
         open()
     );
 }
+
+/// Processor time that a process has used, in ticks.
+fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // Fields 14 and 15, of which the second, the name, may hold anything up to a parenthesis.
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split(' ').collect();
+    fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_frozen_cgroup_stands_still_until_it_is_thawed() {
+    let fixture = Fixture::new("freeze");
+    // One that forks all the time is the hardest to stop.
+    let mut child = fixture.run("while :; do (:); done");
+    let pid = child.id();
+    until("it runs", || ticks(pid) > 2);
+    for _ in 0..20 {
+        fixture.cgroup.freeze().unwrap();
+        let stopped = ticks(pid);
+        let members = fixture.cgroup.processes().unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(ticks(pid), stopped);
+        assert_eq!(fixture.cgroup.processes().unwrap(), members);
+        fixture.cgroup.thaw().unwrap();
+        until("it goes on", || ticks(pid) > stopped);
+    }
+    fixture.cgroup.freeze().unwrap();
+    fixture.cgroup.kill_all(Signal::SIGKILL).unwrap();
+    assert_eq!(killed_by(&mut child), Some(9));
+}
+
+#[test]
+fn a_cgroup_that_is_gone_is_not_frozen_and_can_be_thawed() {
+    let fixture = Fixture::new("freeze-gone");
+    fixture.cgroup.remove().unwrap();
+    assert!(fixture.cgroup.freeze().is_err());
+    fixture.cgroup.thaw().unwrap();
+}

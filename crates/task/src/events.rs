@@ -12,7 +12,9 @@ use containerd_shim::protos::ttrpc::context;
 use containerd_shim::util::{convert_to_any, timestamp};
 use tokio::sync::{mpsc, oneshot};
 
-pub use messages::task::{TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskStart};
+pub use messages::task::{
+    TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+};
 
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(5);

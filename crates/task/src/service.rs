@@ -156,7 +156,8 @@ impl containerd_shim::Task for Service {
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> TtrpcResult<Empty> {
         self.init(&request.id, &request.exec_id)?
-            .kill(request.signal, request.all)?;
+            .kill(request.signal, request.all)
+            .await?;
         Ok(Empty::default())
     }
 
@@ -239,12 +240,20 @@ impl containerd_shim::Task for Service {
         Ok(Empty::default())
     }
 
-    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> TtrpcResult<Empty> {
-        Err(unimplemented("Pause"))
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> TtrpcResult<Empty> {
+        let task = self.task(&request.id)?;
+        task.pause(&self.daemon.publisher)
+            .await
+            .inspect_err(|error| log::error!("pause of {}: {error}", request.id))?;
+        Ok(Empty::default())
     }
 
-    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> TtrpcResult<Empty> {
-        Err(unimplemented("Resume"))
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> TtrpcResult<Empty> {
+        let task = self.task(&request.id)?;
+        task.resume(&self.daemon.publisher)
+            .await
+            .inspect_err(|error| log::error!("resume of {}: {error}", request.id))?;
+        Ok(Empty::default())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> TtrpcResult<Empty> {

@@ -3,6 +3,8 @@
 //! A task is created, started, stopped and deleted, in this order; `lifecycle` is held by
 //! whatever moves it on, so that an exit in the middle of a start is told after the start.
 
+mod pause;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +51,7 @@ pub struct Task {
     container: Container,
     stdio: Stdio,
     cgroup: Option<Cgroup>,
+    freezer: pause::Freezer,
     lifecycle: Mutex<Phase>,
     exit: watch::Receiver<Option<Exit>>,
 }
@@ -57,6 +60,7 @@ pub struct Task {
 enum Phase {
     Created,
     Running,
+    Paused,
     Stopped,
     Deleted,
 }
@@ -141,6 +145,7 @@ impl Task {
             container,
             stdio,
             cgroup,
+            freezer: pause::Freezer::default(),
             lifecycle: Mutex::new(Phase::Created),
             exit,
         });
@@ -211,7 +216,10 @@ impl Task {
         }
         if !self.owns_pid_namespace {
             // The other processes live on in somebody else's pid namespace.
-            self.kill_all(Signal::SIGKILL);
+            let all = true;
+            if let Err(error) = self.kill_even_if_frozen(all).await {
+                log::warn!("{}: {error}", self.id);
+            }
         }
         self.stdio.drain().await;
 
@@ -238,6 +246,9 @@ impl Task {
             Phase::Created => {}
             Phase::Running => {
                 return Err(Error::Unknown("cannot start a running process".into()));
+            }
+            Phase::Paused => {
+                return Err(Error::Unknown("cannot start a paused process".into()));
             }
             Phase::Stopped => {
                 return Err(Error::Unknown("cannot start a stopped process".into()));
@@ -271,6 +282,9 @@ impl Task {
         match *phase {
             Phase::Running => {
                 return Err(Error::Unknown("cannot delete a running process".into()));
+            }
+            Phase::Paused => {
+                return Err(Error::Unknown("cannot delete a paused process".into()));
             }
             Phase::Deleted => {
                 return Err(Error::Unknown("cannot delete a deleted process".into()));
@@ -309,11 +323,15 @@ impl Task {
         Ok(exit)
     }
 
-    /// Sends the signal numbered `signal` to the init, or to `all` processes of the task.
+    /// Sends the signal numbered `signal` to the init, or to `all` processes of the task. A paused
+    /// task gets SIGKILL at once, and all others when it is resumed.
     ///
     /// # Errors
     /// When the task has ended, or there is no such signal.
-    pub fn kill(&self, signal: u32, all: bool) -> Result<(), Error> {
+    pub async fn kill(&self, signal: u32, all: bool) -> Result<(), Error> {
+        if signal == Signal::SIGKILL as u32 {
+            return self.kill_even_if_frozen(all).await;
+        }
         if all {
             let signal = Signal::try_from(signal as i32)
                 .map_err(|_| Error::InvalidArgument(format!("there is no signal {signal}")))?;
@@ -380,9 +398,13 @@ impl Task {
 
     /// The task's status, and how it ended if it has.
     pub async fn status(&self) -> (Status, Option<Exit>) {
+        if self.freezer.is_pausing() {
+            return (Status::PAUSING, None);
+        }
         let status = match *self.lifecycle.lock().await {
             Phase::Created => Status::CREATED,
             Phase::Running => Status::RUNNING,
+            Phase::Paused => Status::PAUSED,
             Phase::Stopped | Phase::Deleted => Status::STOPPED,
         };
         (status, *self.exit.borrow())

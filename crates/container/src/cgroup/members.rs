@@ -53,9 +53,8 @@ impl Cgroup {
         if let Some(folder) = folder {
             signal_folder(folder, signal)?;
         }
-        match self.v1_folder("freezer") {
-            // A frozen process of v1 gets SIGKILL only after it is thawed; v2 needs no help.
-            Some(freezer) if signal == Signal::SIGKILL => thaw(freezer),
+        match signal {
+            Signal::SIGKILL => self.thaw_v1(),
             _ => Ok(()),
         }
     }
@@ -83,9 +82,7 @@ impl Cgroup {
                     });
                 }
                 signal_folder(folder, Signal::SIGKILL)?;
-                if let Some(freezer) = self.v1_folder("freezer") {
-                    thaw(freezer)?;
-                }
+                self.thaw_v1()?;
                 thread::sleep(pause);
                 pause = (pause * 2).min(PAUSE);
             }
@@ -96,7 +93,7 @@ impl Cgroup {
 
 /// The errors of a cgroup that was removed while it was looked at: ENOENT from opening its files,
 /// ENODEV from those opened before.
-fn gone(error: &io::Error) -> bool {
+pub(super) fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
@@ -192,18 +189,9 @@ fn kill_at_once(folder: &Path) -> Result<bool> {
     }
 }
 
-/// Wakes the frozen processes of a v1 freezer cgroup.
-fn thaw(freezer: &Path) -> Result<()> {
-    let path = freezer.join("freezer.state");
-    match write_existing(&path, "THAWED") {
-        Err(error) if !gone(&error) => Err(Error::io("write", &path)(error)),
-        _ => Ok(()),
-    }
-}
-
 /// Writes to a kernel file, which must exist: creating a file is refused in a cgroup file system
 /// with a misleading EPERM.
-fn write_existing(path: &Path, text: &str) -> io::Result<()> {
+pub(super) fn write_existing(path: &Path, text: &str) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).open(path)?;
     io::Write::write_all(&mut file, text.as_bytes())
 }

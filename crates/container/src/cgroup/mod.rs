@@ -1,16 +1,18 @@
 //! The control groups of a container: where they are, what they count, who is in them, and how
 //! they end.
 //!
-//! libcontainer makes a container's cgroups and sets their limits; this module reads and removes
-//! them. It knows the three set-ups of Linux machines: v1 (one hierarchy a controller, or several
+//! libcontainer makes a container's cgroups and sets their first limits; this module reads, freezes
+//! and removes them. It knows the three set-ups of Linux machines: v1 (one hierarchy a controller, or several
 //! controllers mounted together), hybrid (v1 beside an empty v2 tree; treated as v1, as libcgroups
 //! does) and v2 (one tree for all).
 //!
 //! - `place`: from a process or a cgroups path to folders
 //! - `members`: processes, signals, removal
+//! - `freezer`: pausing and resuming
 //! - [`stats`]: the figures, by the files that containerd's cgroups library reads
 //! - [`oom`]: kills by the out-of-memory killer, as they happen
 
+mod freezer;
 mod members;
 pub mod oom;
 mod place;
@@ -84,6 +86,26 @@ pub enum Error {
         /// The processes left.
         pids: Vec<u32>,
         /// How long removal waited.
+        seconds: u64,
+    },
+    /// The cgroup cannot be frozen: v1 without the freezer controller, or v2 before Linux 5.2.
+    #[error(
+        "cgroup {path} has no freezer: mount v1's freezer controller, or use Linux 5.2 or newer \
+         with v2"
+    )]
+    NoFreezer {
+        /// A folder of the cgroup.
+        path: PathBuf,
+    },
+    /// A process did not stop for longer than freezing waits.
+    #[error(
+        "cgroup {path} is not frozen after {seconds} s, and was thawed again: see \
+         /proc/PID/stack of its processes for what they wait for"
+    )]
+    NotFrozen {
+        /// The folder of the cgroup.
+        path: PathBuf,
+        /// How long freezing waited.
         seconds: u64,
     },
     /// Out-of-memory kills cannot be watched without the memory controller.
