@@ -20,7 +20,7 @@ use containerd_client::{
 };
 
 use crate::{
-    Version,
+    Network, Version,
     events::Recorder,
     poll::eventually,
     runtime::{call, handle},
@@ -32,8 +32,13 @@ use crate::{
 pub struct Settings {
     /// Load the CRI plugin; without it the daemon starts faster.
     pub cri: bool,
-    /// More lines for config.toml, after those of the harness.
+    /// More lines for config.toml, after those of the harness; `@FOLDER@` stands
+    /// for the daemon's folder.
     pub config: String,
+    /// Files that config.toml imports.
+    pub imports: Vec<PathBuf>,
+    /// Run the daemon in a network namespace of its own, see [`Containerd::network`].
+    pub network: bool,
     /// Folders that go before the usual ones on the daemon's PATH.
     pub path: Vec<PathBuf>,
     /// More variables of the daemon's environment.
@@ -54,6 +59,7 @@ pub struct Containerd {
     folder: PathBuf,
     namespace: String,
     keeper: Child,
+    network: Option<Network>,
     client: Client,
     recorder: Recorder,
     pub(crate) rootfs: Mutex<HashMap<String, String>>,
@@ -111,9 +117,22 @@ impl Containerd {
             configuration(version, &folder, settings),
         )?;
 
-        let keeper = Command::new("/bin/sh")
+        let network = settings
+            .network
+            .then(|| Network::new(&namespace))
+            .transpose()?;
+        let mut keeper = Command::new("/bin/sh");
+        keeper
             .args(["-c", include_str!("undertaker.sh"), "undertaker"])
-            .args([folder.as_os_str(), namespace.as_ref()])
+            .args([folder.as_os_str(), namespace.as_ref()]);
+        if let Some(network) = &network {
+            // It becomes containerd, so the process stays the same.
+            let path = network.path();
+            keeper
+                .arg("nsenter")
+                .arg(format!("--net={}", path.display()));
+        }
+        let keeper = keeper
             .arg(programs.join("containerd"))
             .arg("--config")
             .arg(folder.join("config.toml"))
@@ -140,6 +159,7 @@ impl Containerd {
             folder,
             namespace,
             keeper,
+            network,
             client,
             recorder,
             rootfs: Mutex::default(),
@@ -193,6 +213,12 @@ impl Containerd {
             }
         }
         anyhow::bail!("containerd {} is not running", self.version.name())
+    }
+
+    /// The network namespace that the daemon runs in, when [`Settings::network`]
+    /// asked for one: what it takes for the host's.
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
     }
 
     /// A connection to the daemon's API, to be used with [`Containerd::request`].
@@ -292,6 +318,7 @@ fn configuration(version: Version, folder: &Path, settings: &Settings) -> String
     let layout = if version < Version::V2_1 { 2 } else { 3 };
     format!(
         "version = {layout}\n\
+         imports = {:?}\n\
          root = \"{folder}/root\"\n\
          state = \"{folder}/state\"\n\
          disabled_plugins = {disabled:?}\n\
@@ -299,7 +326,8 @@ fn configuration(version: Version, folder: &Path, settings: &Settings) -> String
          [ttrpc]\n  address = \"{folder}/containerd.sock.ttrpc\"\n\
          [debug]\n  level = \"debug\"\n\
          {}\n",
-        settings.config
+        settings.imports,
+        settings.config.replace("@FOLDER@", &folder.to_string())
     )
 }
 

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::{Containerd, poll::eventually};
+use crate::{Containerd, cri, poll::eventually};
 
 impl Containerd {
     /// Everything of the tests' containers that is on the machine now, one line
@@ -43,9 +43,11 @@ impl Containerd {
                 .any(|word| word == id)
         };
         let mut remains: Vec<String> = self.remains().into_iter().filter(part).collect();
-        let socket = self.shim_socket(id);
-        if socket.exists() {
-            remains.push(format!("socket {} of {id}", socket.display()));
+        for namespace in [self.namespace(), cri::NAMESPACE] {
+            let socket = self.shim_socket_in(namespace, id);
+            if socket.exists() {
+                remains.push(format!("socket {} of {id}", socket.display()));
+            }
         }
         remains
     }
@@ -64,7 +66,12 @@ impl Containerd {
     /// The socket of the shim that serves a container or pod: containerd's
     /// naming, which all shims follow (`SocketAddress` in its pkg/shim).
     pub fn shim_socket(&self, id: &str) -> PathBuf {
-        let name = self.socket().join(self.namespace()).join(id);
+        self.shim_socket_in(self.namespace(), id)
+    }
+
+    /// As [`Containerd::shim_socket`], in another containerd namespace.
+    fn shim_socket_in(&self, namespace: &str, id: &str) -> PathBuf {
+        let name = self.socket().join(namespace).join(id);
         let hash = Sha256::digest(name.as_os_str().as_encoded_bytes());
         let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         Path::new("/run/containerd/s").join(hash)
@@ -163,11 +170,12 @@ impl Containerd {
 
     /// Bundles, and sockets that are not the daemon's own.
     fn files(&self) -> Vec<String> {
-        let bundles = |top: PathBuf| {
-            subfolders(
-                &top.join("io.containerd.runtime.v2.task")
-                    .join(self.namespace()),
-            )
+        // Of every namespace: CRI has one of its own.
+        let bundles = |top: PathBuf| -> Vec<PathBuf> {
+            subfolders(&top.join("io.containerd.runtime.v2.task"))
+                .iter()
+                .flat_map(|namespace| subfolders(namespace))
+                .collect()
         };
         let mut lines: Vec<String> = bundles(self.state())
             .iter()

@@ -43,6 +43,7 @@
 //! - [`events`]: what the daemon told about a container's task.
 //! - [`options`]: the runtime options of clients. [`metrics`]: the figures.
 //!   [`module`]: small and broken modules.
+//! - [`cri`]: pods and their containers, as a kubelet runs them.
 //! - [`each_containerd!`]: makes of test functions one test a version.
 //!
 //! What a test program needs is fetched and built by `make test`; a test whose
@@ -53,6 +54,7 @@
 pub mod cgroup;
 mod container;
 mod containerd;
+pub mod cri;
 mod ctr;
 pub mod dockerd;
 pub mod events;

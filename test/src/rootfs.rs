@@ -170,6 +170,27 @@ impl Rootfs {
     }
 }
 
+impl Rootfs {
+    /// The files as the layer of an image.
+    ///
+    /// # Errors
+    /// A path that is there twice.
+    pub fn layer(&self) -> Result<image::Layer> {
+        let mut layer = image::Layer::default();
+        for entry in &self.entries {
+            let found = match &entry.content {
+                Content::Folder => image::Entry::directory(),
+                Content::Bytes(bytes) => image::Entry::bytes(bytes.clone()),
+                Content::Copy(from) => image::Entry::file(from),
+                Content::Link(to) => image::Entry::symlink(to.to_string_lossy()),
+            };
+            let found = found.mode(entry.mode).owner(entry.owner, entry.owner);
+            layer.add(&entry.path, found)?;
+        }
+        Ok(layer)
+    }
+}
+
 impl Containerd {
     /// The name of a committed snapshot with these files, made at the first
     /// call and shared by all later ones.

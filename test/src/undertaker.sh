@@ -5,7 +5,8 @@
 # usage: sh undertaker.sh FOLDER NAMESPACE CONTAINERD [ARG...]
 #
 # FOLDER holds everything the daemon keeps; NAMESPACE is its containerd
-# namespace, and the name of the cgroup that its containers live below.
+# namespace, and the name of the cgroup that its containers live below and of
+# the network namespace that it may run in.
 folder=$1 namespace=$2
 shift 2
 
@@ -44,4 +45,5 @@ while mounts=$(awk -v f="$folder/" 'index($5, f) == 1 { print $5 }' /proc/self/m
 done
 find /sys/fs/cgroup -depth -type d \( -path "*/$namespace" -o -path "*/$namespace/*" \) -exec rmdir {} + 2>/dev/null
 [ "$sockets" ] && printf '%s\n' "$sockets" | xargs -d '\n' rm -f
+ip netns del "$namespace" 2>/dev/null
 rm -rf "$folder"
