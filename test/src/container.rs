@@ -7,8 +7,8 @@ use containerd_client::{
     services::v1::{
         CloseIoRequest, Container as Record, CreateContainerRequest, CreateTaskRequest,
         DeleteContainerRequest, DeleteTaskRequest, GetRequest, KillRequest, ListPidsRequest,
-        MetricsRequest, PauseTaskRequest, ResumeTaskRequest, StartRequest, WaitRequest,
-        container::Runtime,
+        MetricsRequest, PauseTaskRequest, ResumeTaskRequest, StartRequest, UpdateTaskRequest,
+        WaitRequest, container::Runtime,
     },
     tonic::{Code, Status},
     types::v1::Process,
@@ -22,7 +22,7 @@ use crate::{
     events::Event,
     rootfs::SNAPSHOTTER,
     runtime::call,
-    spec::{TYPE_URL, default_spec, mount},
+    spec::{RESOURCES_TYPE_URL, TYPE_URL, default_spec, mount},
     stdio::Stdio,
 };
 
@@ -518,6 +518,30 @@ impl Container<'_> {
                 .resume(self.engine.request(request)),
         )
         .with_context(|| format!("resume the task {}", self.id))?;
+        Ok(())
+    }
+
+    /// Changes the task's limits to those of `resources`, JSON in the OCI
+    /// runtime spec's words.
+    ///
+    /// # Errors
+    /// The answer of the call.
+    pub fn update(&self, resources: Value) -> Result<()> {
+        let request = UpdateTaskRequest {
+            container_id: self.id.clone(),
+            resources: Some(Any {
+                type_url: RESOURCES_TYPE_URL.to_owned(),
+                value: serde_json::to_vec(&resources)?,
+            }),
+            annotations: [("lighter-test".to_owned(), "any".to_owned())].into(),
+        };
+        call(
+            self.engine
+                .client()
+                .tasks()
+                .update(self.engine.request(request)),
+        )
+        .with_context(|| format!("update the task {}", self.id))?;
         Ok(())
     }
 

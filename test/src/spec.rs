@@ -6,6 +6,10 @@ use serde_json::{Value, json};
 /// The type URL under which containerd keeps a runtime specification.
 pub const TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
+/// The type URL under which containerd's clients send limits to update.
+pub const RESOURCES_TYPE_URL: &str =
+    "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+
 /// The capabilities that containerd and Docker give by default.
 pub const CAPABILITIES: [&str; 14] = [
     "CAP_CHOWN",

@@ -34,6 +34,11 @@ fn pause() -> Result<()> {
 }
 
 #[test]
+fn update() -> Result<()> {
+    again("update", &["containerd_2_1::"])
+}
+
+#[test]
 fn recovery() -> Result<()> {
     again("recovery", &["containerd_2_1::"])
 }
@@ -289,6 +294,42 @@ mod inside {
             assert_eq!(property(id, "CPUQuotaPerSecUSec")?, "500ms");
             container.kill(Signal::SIGKILL)?;
             assert_eq!(container.finish()?.status, 137);
+        }
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "needs cgroup v2 and systemd"]
+    fn systemd_takes_new_limits() -> Result<()> {
+        let engine = engine()?;
+        for builder in waiting(&engine)? {
+            let container = by_systemd(builder).create()?;
+            container.start()?;
+            let id = container.id();
+            container.update(json!({
+                "memory": {"limit": 64 * MEBIBYTE, "swap": 64 * MEBIBYTE,
+                           "reservation": 32 * MEBIBYTE},
+                "pids": {"limit": 50},
+                "cpu": {"shares": 512, "quota": 50_000, "period": 100_000},
+                "unified": {"memory.high": (48 * MEBIBYTE).to_string()},
+            }))?;
+            ensure_limited(&folder(id))?;
+            assert_eq!(property(id, "MemoryMax")?, (64 * MEBIBYTE).to_string());
+            assert_eq!(property(id, "MemoryHigh")?, (48 * MEBIBYTE).to_string());
+            assert_eq!(property(id, "TasksMax")?, "50");
+            assert_eq!(property(id, "CPUQuotaPerSecUSec")?, "500ms");
+            // It sets what it knows of all units.
+            lighter_test::run("systemctl", &["daemon-reload"])?;
+            ensure_limited(&folder(id))?;
+            container.update(json!({"memory": {"limit": -1}, "cpu": {"quota": -1}}))?;
+            assert_eq!(property(id, "MemoryMax")?, "infinity");
+            assert_eq!(property(id, "CPUQuotaPerSecUSec")?, "infinity");
+            let limit = fs::read_to_string(folder(id).join("memory.max"))?;
+            assert_eq!(limit, "max\n");
+            container.kill(Signal::SIGKILL)?;
+            let id = id.to_owned();
+            assert_eq!(container.finish()?.status, 137);
+            ensure_no_scope(&id)?;
         }
         Ok(())
     }

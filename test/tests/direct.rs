@@ -127,6 +127,12 @@ fn unknown_and_doubled_ids() -> Result<()> {
                     .0,
             ),
             (
+                "update",
+                refusal(tasks.update(deadline(), &request!(UpdateTaskRequest { id: other() })))
+                    .context("update")?
+                    .0,
+            ),
+            (
                 "resume",
                 refusal(tasks.resume(deadline(), &request!(ResumeRequest { id: other() })))
                     .context("resume")?
@@ -229,10 +235,6 @@ fn calls_that_are_not_there() -> Result<()> {
                 deadline(),
                 &request!(CheckpointTaskRequest { id: id.clone() }),
             )),
-        )?,
-        context(
-            "Update",
-            refusal(tasks.update(deadline(), &request!(UpdateTaskRequest { id: id.clone() }))),
         )?,
         context(
             "ResizePty",

@@ -6,6 +6,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -78,6 +80,26 @@ impl Reaper {
             }
         }
         receiver
+    }
+
+    /// Runs `command` to its end; blocks the thread.
+    ///
+    /// # Errors
+    /// When it cannot be started, or the daemon ends before it.
+    pub fn run(&self, mut command: Command) -> io::Result<ExitStatus> {
+        let since = Instant::now();
+        let child = command.spawn()?;
+        // Whatever the command has of this process's, such as the end of a pipe.
+        drop(command);
+        let exit = self
+            .exit_of(Pid::from_raw(child.id() as i32), since)
+            .blocking_recv()
+            .map_err(|_| io::Error::other("the shim is ending"))?;
+        // Back to what wait(2) encodes: a code in the second byte, or a signal in the first.
+        Ok(ExitStatus::from_raw(match exit.status {
+            code @ 0..=128 => (code as i32) << 8,
+            signal => signal as i32 - 128,
+        }))
     }
 
     fn reap(&self) {

@@ -2,16 +2,11 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use container::{Guest, Guests, Invocation, Reaper};
-use nix::unistd::Pid;
 
 /// Everything that runs guests, made in the zygote.
 ///
@@ -87,7 +82,7 @@ impl Caches {
             .to_owned();
         let made = tokio::task::spawn_blocking(move || {
             let cache = caches.cache(folder)?;
-            cache.artifact(&module, &path, &|command| run(command, &caches.reaper))
+            cache.artifact(&module, &path, &|command| caches.reaper.run(command))
         });
         match made.await {
             Ok(Ok(file)) => Ok(file),
@@ -105,19 +100,4 @@ impl Caches {
         open.insert(folder, cache.clone());
         Ok(cache)
     }
-}
-
-/// Runs `command` to its end; the daemon's reaper collects it.
-fn run(mut command: Command, reaper: &Reaper) -> io::Result<ExitStatus> {
-    let since = Instant::now();
-    let child = command.spawn()?;
-    let exit = reaper
-        .exit_of(Pid::from_raw(child.id() as i32), since)
-        .blocking_recv()
-        .map_err(|_| io::Error::other("the shim is ending"))?;
-    // Back to what wait(2) encodes: a code in the second byte, or a signal in the first.
-    Ok(ExitStatus::from_raw(match exit.status {
-        code @ 0..=128 => (code as i32) << 8,
-        signal => signal as i32 - 128,
-    }))
 }

@@ -268,7 +268,13 @@ impl containerd_shim::Task for Service {
         Err(unimplemented("ResizePty"))
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> TtrpcResult<Empty> {
-        Err(unimplemented("Update"))
+    /// The request's annotations are for runtimes with words of their own; as the runc shim, this
+    /// one has none.
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> TtrpcResult<Empty> {
+        let task = self.task(&request.id)?;
+        task.update(request.resources.as_ref(), &self.daemon.reaper)
+            .await
+            .inspect_err(|error| log::error!("update of {}: {error}", request.id))?;
+        Ok(Empty::default())
     }
 }

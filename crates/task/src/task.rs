@@ -4,6 +4,7 @@
 //! whatever moves it on, so that an exit in the middle of a start is told after the start.
 
 mod pause;
+mod update;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,8 @@ pub struct Task {
     container: Container,
     stdio: Stdio,
     cgroup: Option<Cgroup>,
+    /// Whether systemd has made the cgroup, as a unit of its own.
+    cgroup_of_systemd: bool,
     freezer: pause::Freezer,
     lifecycle: Mutex<Phase>,
     exit: watch::Receiver<Option<Exit>>,
@@ -145,6 +148,8 @@ impl Task {
             container,
             stdio,
             cgroup,
+            cgroup_of_systemd: options.systemd_cgroup
+                && bundle.cgroups_path().is_none_or(Path::is_relative),
             freezer: pause::Freezer::default(),
             lifecycle: Mutex::new(Phase::Created),
             exit,

@@ -1,18 +1,20 @@
 //! The control groups of a container: where they are, what they count, who is in them, and how
 //! they end.
 //!
-//! libcontainer makes a container's cgroups and sets their first limits; this module reads, freezes
-//! and removes them. It knows the three set-ups of Linux machines: v1 (one hierarchy a controller, or several
+//! libcontainer makes a container's cgroups and sets their first limits; this module reads, freezes,
+//! limits anew and removes them. It knows the three set-ups of Linux machines: v1 (one hierarchy a controller, or several
 //! controllers mounted together), hybrid (v1 beside an empty v2 tree; treated as v1, as libcgroups
 //! does) and v2 (one tree for all).
 //!
 //! - `place`: from a process or a cgroups path to folders
 //! - `members`: processes, signals, removal
 //! - `freezer`: pausing and resuming
+//! - `limits`: new limits for a running container
 //! - [`stats`]: the figures, by the files that containerd's cgroups library reads
 //! - [`oom`]: kills by the out-of-memory killer, as they happen
 
 mod freezer;
+mod limits;
 mod members;
 pub mod oom;
 mod place;
@@ -96,6 +98,56 @@ pub enum Error {
     NoFreezer {
         /// A folder of the cgroup.
         path: PathBuf,
+    },
+    /// A request for limits that makes no sense here.
+    #[error("the limit {field} cannot be set: {reason}")]
+    BadLimit {
+        /// The field of `resources` in the OCI runtime spec.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A limit of a v1 controller that is not mounted.
+    #[error("the container has no cgroup of the controller {controller}: mount it to set limits")]
+    NoController {
+        /// The controller.
+        controller: &'static str,
+    },
+    /// A limit that this kernel, or this cgroup, does not have.
+    #[error(
+        "{path} does not exist: this kernel lacks the limit, or its controller is not enabled here"
+    )]
+    NoFile {
+        /// The file of the limit.
+        path: PathBuf,
+    },
+    /// The kernel refuses a limit.
+    #[error("cannot set {path} to {value:?}: {source}")]
+    Set {
+        /// The file of the limit.
+        path: PathBuf,
+        /// What was written.
+        value: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// More memory is in use than is to be allowed, and cannot be freed.
+    #[error("cannot set {path} to {limit:?}: {usage} bytes are in use")]
+    InUse {
+        /// The file of the limit.
+        path: PathBuf,
+        /// The limit, in bytes.
+        limit: String,
+        /// What is in use, in bytes.
+        usage: String,
+    },
+    /// systemd, which manages the cgroup, does not take limits.
+    #[error("systemd does not take the limits of {unit}: {reason}")]
+    Systemd {
+        /// The unit that is the cgroup.
+        unit: String,
+        /// What systemctl says.
+        reason: String,
     },
     /// A process did not stop for longer than freezing waits.
     #[error(
