@@ -313,14 +313,14 @@ mod inside {
                 "cpu": {"shares": 512, "quota": 50_000, "period": 100_000},
                 "unified": {"memory.high": (48 * MEBIBYTE).to_string()},
             }))?;
-            ensure_limited(&folder(id))?;
+            ensure_limited(&folder(id)).context("after the update")?;
             assert_eq!(property(id, "MemoryMax")?, (64 * MEBIBYTE).to_string());
             assert_eq!(property(id, "MemoryHigh")?, (48 * MEBIBYTE).to_string());
             assert_eq!(property(id, "TasksMax")?, "50");
             assert_eq!(property(id, "CPUQuotaPerSecUSec")?, "500ms");
             // It sets what it knows of all units.
             lighter_test::run("systemctl", &["daemon-reload"])?;
-            ensure_limited(&folder(id))?;
+            ensure_limited(&folder(id)).context("after a reload")?;
             container.update(json!({"memory": {"limit": -1}, "cpu": {"quota": -1}}))?;
             assert_eq!(property(id, "MemoryMax")?, "infinity");
             assert_eq!(property(id, "CPUQuotaPerSecUSec")?, "infinity");

@@ -195,8 +195,8 @@ fn limits_hold(engine: &Containerd) -> Result<()> {
     eventually("a fork fails", || {
         container.stderr().contains("fork").then_some(())
     })?;
-    container.kill(Signal::SIGKILL)?;
-    container.finish()?;
+    // The shell ends of it, and its children with it.
+    assert_ne!(container.finish()?.status, 0);
 
     // Processor time.
     let guest = engine
