@@ -364,6 +364,11 @@ impl Container<'_> {
         &self.id
     }
 
+    /// The daemon that has the container.
+    pub fn engine(&self) -> &Containerd {
+        self.engine
+    }
+
     /// The init process, as the create call told it.
     pub fn pid(&self) -> u32 {
         self.pid

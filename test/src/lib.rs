@@ -58,6 +58,7 @@ pub mod cri;
 mod ctr;
 pub mod dockerd;
 pub mod events;
+mod exec;
 pub mod leaks;
 pub mod metrics;
 pub mod module;
@@ -73,6 +74,7 @@ mod version;
 
 pub use container::{Builder, Container, Exit, Output, RUNC, WASMTIME, code};
 pub use containerd::{Containerd, Settings, ensure_root};
+pub use exec::{Exec, ExecBuilder};
 pub use network::Network;
 pub use poll::eventually;
 pub use rootfs::{Rootfs, run};

@@ -4,14 +4,16 @@
 //! another part of the configuration mostly has the same effect. Each function here is one such
 //! case. config.json is written anew only if one of them has changed something.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capabilities, Hook, Mount, Spec};
+use oci_spec::runtime::{Capabilities, Hook, Mount, Process, Spec};
+use pathrs::Root;
+use pathrs::flags::OpenFlags;
 
 use crate::bundle::Bundle;
-use crate::hooks;
+use crate::{home, hooks};
 
 /// Adapts `bundle`, its config.json included, for libcontainer. Returns the `startContainer`
 /// hooks, which the init is to run itself.
@@ -21,8 +23,11 @@ use crate::hooks;
 pub(crate) fn adapt(bundle: &mut Bundle, systemd_cgroup: bool) -> Result<Vec<Hook>, String> {
     let before = bundle.spec.clone();
     let spec = &mut bundle.spec;
-    limit_capabilities(spec);
-    privileges_are_a_yes_or_nothing(spec);
+    if let Some(process) = spec.process_mut() {
+        limit_capabilities(process);
+        privileges_are_a_yes_or_nothing(process);
+        home::add(process, || passwd(&bundle.rootfs));
+    }
     private_mounts(spec);
     root_propagation(spec);
     read_only_cgroups(spec, &v1_hierarchies());
@@ -46,10 +51,7 @@ fn replace(bundle: &Path, spec: &Spec) -> io::Result<()> {
 /// Takes from a user other than root the capabilities that execve(2) would take (capabilities(7),
 /// "Transformation of capabilities during execve"): all but the ambient ones. Engines leave that
 /// to the kernel, and a guest is never exec'd.
-fn limit_capabilities(spec: &mut Spec) {
-    let Some(process) = spec.process_mut() else {
-        return;
-    };
+pub(crate) fn limit_capabilities(process: &mut Process) {
     if process.user().uid() == 0 {
         return;
     }
@@ -68,12 +70,16 @@ fn limit_capabilities(spec: &mut Spec) {
 }
 
 /// libcontainer takes any word on noNewPrivileges for a yes when it orders its steps.
-fn privileges_are_a_yes_or_nothing(spec: &mut Spec) {
-    if let Some(process) = spec.process_mut()
-        && process.no_new_privileges() == Some(false)
-    {
+pub(crate) fn privileges_are_a_yes_or_nothing(process: &mut Process) {
+    if process.no_new_privileges() == Some(false) {
         process.set_no_new_privileges(None);
     }
+}
+
+/// Opens /etc/passwd below `rootfs`, whatever symbolic links the image holds.
+fn passwd(rootfs: &Path) -> io::Result<File> {
+    let open = || Root::open(rootfs)?.open_subpath("/etc/passwd", OpenFlags::O_RDONLY);
+    open().map_err(io::Error::other)
 }
 
 /// Mounts with the options `private` or `rprivate` get nothing of later mounts on the host. They
@@ -211,14 +217,14 @@ mod tests {
                 "ambient": ["CAP_KILL"],
             });
         });
-        limit_capabilities(&mut user);
+        limit_capabilities(user.process_mut().as_mut().unwrap());
         let left = value(&user)["process"]["capabilities"].clone();
         assert_eq!(left["effective"], json!(["CAP_KILL"]));
         assert_eq!(left["permitted"], json!(["CAP_KILL"]));
         assert_eq!(left["bounding"].as_array().unwrap().len(), 2);
 
         let mut without = spec(|_| {});
-        limit_capabilities(&mut without);
+        limit_capabilities(without.process_mut().as_mut().unwrap());
         let left = value(&without)["process"]["capabilities"].clone();
         assert_eq!(left["permitted"], json!([]));
     }
@@ -230,7 +236,7 @@ mod tests {
             spec["process"]["capabilities"] = json!({"effective": ["CAP_CHOWN"]});
         });
         let before = root.clone();
-        limit_capabilities(&mut root);
+        limit_capabilities(root.process_mut().as_mut().unwrap());
         assert_eq!(root, before);
     }
 

@@ -1,4 +1,4 @@
-//! The daemon's side of a container's life: building it, letting it run, freeing it.
+//! The daemon's side of a container's life: building it, letting it run, adding processes, freeing it.
 
 use std::fs::File;
 use std::io;
@@ -10,8 +10,9 @@ use nix::unistd::Pid;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
 
-use crate::init::{FromInit, ToInit};
+use crate::exec::Exec;
 use crate::message::{self, AsyncSocket};
+use crate::program::{FromInit, ToInit};
 use crate::stdio::ContainerStdio;
 use crate::zygote::{Create, Reply, Request, Target, Zygote};
 use crate::{birthmark, sys};
@@ -20,13 +21,40 @@ use crate::{birthmark, sys};
 /// of its own (a start function), which makes it as started as any.
 const INSTANTIATION: Duration = Duration::from_secs(1);
 
+/// A process in a container: a child of the daemon.
+pub struct Process {
+    /// Its pid, which may be another's once it has been reaped.
+    pub pid: Pid,
+    handle: OwnedFd,
+}
+
+impl Process {
+    fn new(pid: i32) -> io::Result<Self> {
+        // It may be a zombie by now, but if it has not been reaped its pid is not another's.
+        let handle = rustix::process::Pid::from_raw(pid)
+            .ok_or(Errno::SRCH)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))?;
+        Ok(Self {
+            pid: Pid::from_raw(pid),
+            handle,
+        })
+    }
+
+    /// Sends the signal numbered `signal` to the process.
+    ///
+    /// # Errors
+    /// `ESRCH` when it has ended and been reaped, `EINVAL` when there is no such signal.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        sys::send_signal(self.handle.as_fd(), signal)
+    }
+}
+
 /// A created container.
 pub struct Container {
     target: Target,
-    /// Its init process, a child of the daemon.
-    pub pid: Pid,
-    handle: OwnedFd,
-    init: AsyncSocket,
+    /// Its init process.
+    pub init: Process,
+    socket: AsyncSocket,
 }
 
 impl Container {
@@ -86,18 +114,13 @@ impl Container {
         pid: i32,
         init: AsyncSocket,
     ) -> Result<Self, String> {
-        // The init is this process's child and may be a zombie by now, but not reaped and its pid
-        // given to another: then there is no handle to be had.
-        let opened = rustix::process::Pid::from_raw(pid)
-            .ok_or(Errno::SRCH)
-            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        match opened {
-            Ok(handle) => Ok(Self {
+        match Process::new(pid) {
+            Ok(process) => Ok(Self {
                 target,
-                pid: Pid::from_raw(pid),
-                handle,
-                init,
+                init: process,
+                socket: init,
             }),
+            // Ended, reaped, and its pid perhaps given to another.
             Err(error) => {
                 let ended = format!("the container's init ended at once ({error})");
                 match ask(zygote, &Request::Delete(target)).await {
@@ -108,25 +131,76 @@ impl Container {
         }
     }
 
-    /// Sends the signal numbered `signal` to the init.
-    ///
-    /// # Errors
-    /// `ESRCH` when it has ended and been reaped, `EINVAL` when there is no such signal.
-    pub fn signal(&self, signal: i32) -> io::Result<()> {
-        sys::send_signal(self.handle.as_fd(), signal)
-    }
-
     /// Lets the container's init run its entrypoint, and waits until it does.
     ///
     /// # Errors
     /// The reason why it does not.
     pub async fn start(&self, zygote: &Zygote) -> Result<(), String> {
         ask(zygote, &Request::Start(self.target.clone())).await?;
-        match tokio::time::timeout(INSTANTIATION, self.init.receive()).await {
+        match tokio::time::timeout(INSTANTIATION, self.socket.receive()).await {
             Ok(Ok(Some((FromInit::Failed(reason), _)))) => Err(reason),
             Ok(Err(error)) => Err(format!("reading from the container's init: {error}")),
             // Started; or the socket was closed by a successful execve(2); or still at it.
             Ok(Ok(_)) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Adds a process to the container, which must not have ended, and lets it run. `artifact` is
+    /// that of [`Container::create`]. `born` is called with the process as soon as there is one.
+    ///
+    /// # Errors
+    /// Why it does not run; if it was born, it ends by itself.
+    pub async fn exec<F>(
+        &self,
+        zygote: &Zygote,
+        exec: Exec,
+        stdio: ContainerStdio,
+        artifact: impl Fn(File, String) -> F,
+        born: impl FnOnce(Process),
+    ) -> Result<(), String>
+    where
+        F: Future<Output = Result<File, String>>,
+    {
+        let socket = |error: io::Error| format!("making a socket to the process: {error}");
+        let (ours, theirs) = message::pair().map_err(socket)?;
+        let ours = AsyncSocket::new(ours).map_err(socket)?;
+        let request = Request::Exec {
+            exec,
+            init: self.init.pid.as_raw(),
+        };
+        let fds = [
+            theirs.as_fd(),
+            stdio.stdin.as_fd(),
+            stdio.stdout.as_fd(),
+            stdio.stderr.as_fd(),
+            self.init.handle.as_fd(),
+        ];
+        let pid = match zygote.call(&request, &fds).await {
+            Ok(Reply::Created(pid)) => pid,
+            Ok(Reply::Failed(reason)) => return Err(reason),
+            Ok(Reply::Done) => {
+                return Err("the zygote answered an exec with something else".to_owned());
+            }
+            Err(error) => return Err(error.to_string()),
+        };
+        // Only the process has them now.
+        drop((theirs, stdio));
+        let process = Process::new(pid);
+        let process = process.map_err(|error| format!("the process ended at once ({error})"))?;
+        born(process);
+        let mut said = ours.receive().await;
+        while let Ok(Some((FromInit::Wasm { .. }, _))) = &said {
+            answer(&ours, said, &artifact).await;
+            said = match tokio::time::timeout(INSTANTIATION, ours.receive()).await {
+                Ok(said) => said,
+                Err(_) => return Ok(()),
+            };
+        }
+        match said {
+            Ok(Some((FromInit::Failed(reason), _))) => Err(reason),
+            Err(error) => Err(format!("reading from the process: {error}")),
+            // Instantiated; or the socket was closed by a successful execve(2).
+            Ok(_) => Ok(()),
         }
     }
 

@@ -125,12 +125,18 @@ impl Bundle {
             })
     }
 
-    /// The host's user and group that stand for the container's user, through the mappings of
-    /// its user namespace if it has one.
+    /// The host's user and group that stand for the container's user.
     pub fn owner(&self) -> (Uid, Gid) {
-        let (uid, gid) = self.process().map_or((0, 0), |process| {
-            (process.user().uid(), process.user().gid())
-        });
+        self.process()
+            .map_or((Uid::from_raw(0), Gid::from_raw(0)), |process| {
+                self.owner_of(process)
+            })
+    }
+
+    /// The host's user and group that stand for the user of `process`, through the mappings of
+    /// the container's user namespace if it has one.
+    pub fn owner_of(&self, process: &Process) -> (Uid, Gid) {
+        let (uid, gid) = (process.user().uid(), process.user().gid());
         let linux = self.spec.linux().as_ref();
         let mapped = |id, mappings: Option<&Vec<LinuxIdMapping>>| {
             mappings.map_or(id, |mappings| host_id(id, mappings).unwrap_or(id))

@@ -18,12 +18,13 @@ use pathrs::Root;
 
 use crate::adapt::adapt;
 use crate::bundle::Bundle;
-use crate::capture;
 use crate::cgroup::Cgroup;
 use crate::guest::Guests;
 use crate::init::Init;
+use crate::program::Launcher;
 use crate::rootfs;
 use crate::zygote::{Create, Reply, Request, Target};
+use crate::{capture, exec};
 
 /// Carries out `request`, whose descriptors are `fds`.
 pub(crate) fn run(
@@ -34,6 +35,18 @@ pub(crate) fn run(
     let done = match request {
         Request::Create(request) => {
             return match create(&request, fds, guests) {
+                Ok(pid) => Reply::Created(pid),
+                Err(reason) => Reply::Failed(reason),
+            };
+        }
+        Request::Exec {
+            exec: request,
+            init,
+        } => {
+            let done = guests
+                .clone()
+                .and_then(|guests| exec::exec(request, init, fds, guests));
+            return match done {
                 Ok(pid) => Reply::Created(pid),
                 Err(reason) => Reply::Failed(reason),
             };
@@ -59,13 +72,13 @@ fn create(
         .map_err(|fds| format!("create needs five descriptors and got {}", fds.len()))?;
     let captured = capture::start().map_err(|error| error.to_string())?;
     let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
-    let start_hooks = adapt(&mut bundle, request.systemd_cgroup)?;
     rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
-    let build = || -> Result<Container, LibcontainerError> {
+    let launcher = Launcher::new(guests, daemon);
+    let build = |start_hooks| -> Result<Container, LibcontainerError> {
         fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
         ContainerBuilder::new(request.target.id.clone(), SyscallType::default())
             .with_root_path(&request.target.root)?
-            .with_executor(Init::new(guests, daemon, request, start_hooks))
+            .with_executor(Init::new(launcher, request, start_hooks))
             .with_stdin(stdin)
             .with_stdout(stdout)
             .with_stderr(stderr)
@@ -79,9 +92,10 @@ fn create(
     let built = bundle
         .check_rootfs()
         .map_err(|error| error.to_string())
-        .and_then(|()| {
+        .and_then(|()| adapt(&mut bundle, request.systemd_cgroup))
+        .and_then(|start_hooks| {
             make_working_directory(&bundle);
-            build().map_err(|error| explain(&error, captured.first()))
+            build(start_hooks).map_err(|error| explain(&error, captured.first()))
         });
     let pid = built.and_then(|container| {
         container

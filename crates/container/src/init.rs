@@ -1,67 +1,25 @@
-//! The container's init: from libcontainer's last step before "created" to the entrypoint.
-//!
-//! By then the process is inside its namespaces, cgroup, root file system and seccomp filter and
-//! has the container's user and capabilities. It looks at the entrypoint with those, so that
-//! what a path means is what the container's own kernel calls say. A wasm file is handed, open,
-//! to the daemon, which answers with its native code; the daemon's side is [`crate::Birth`].
+//! The container's init: what libcontainer calls from its last step before "created" on.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::convert::Infallible;
-use std::ffi::{CString, NulError};
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::unistd::execve;
-use oci_spec::runtime::{Hook, Spec};
-use serde::{Deserialize, Serialize};
+use oci_spec::runtime::{Hook, Process, Spec};
 
-use crate::entrypoint::{self, Entrypoint};
-use crate::guest::{Guest, Guests, Invocation};
 use crate::hooks::run_start_hooks;
+use crate::program::{Launcher, Program, invocation};
 use crate::zygote::Create;
-use crate::{message, sys};
-
-/// What an init tells the daemon.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum FromInit {
-    /// The entrypoint is this wasm file; its descriptor comes along.
-    Wasm {
-        /// The path in the container, for messages.
-        path: String,
-    },
-    /// The guest has been instantiated.
-    Started,
-    /// The process could not be started, and why.
-    Failed(String),
-}
-
-/// What the daemon answers to [`FromInit::Wasm`].
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum ToInit {
-    /// The guest's native code; its descriptor comes along.
-    Artifact,
-    /// There is none, and why.
-    Refused(String),
-}
-
-/// PATH where the container has none, as execvp(3) has it.
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// Runs a container's entrypoint for libcontainer.
 #[derive(Clone)]
 pub(crate) struct Init {
-    guests: Rc<dyn Guests>,
-    daemon: Rc<OwnedFd>,
+    launcher: Launcher,
     start: Rc<StartHooks>,
-    state: Rc<RefCell<State>>,
+    program: Rc<RefCell<Option<Program>>>,
 }
 
 /// What the `startContainer` hooks are and read.
@@ -71,195 +29,53 @@ struct StartHooks {
     bundle: PathBuf,
 }
 
-#[derive(Default)]
-struct State {
-    home: Option<String>,
-    program: Option<Program>,
-}
-
-enum Program {
-    Linux(PathBuf),
-    /// With the descriptors that were open before it was loaded.
-    Guest(Box<dyn Guest>, Vec<RawFd>),
-}
-
 impl Init {
-    /// The init that `request` asks for. It runs wasm with `guests`, talks to the daemon over
-    /// `daemon`, and runs `start_hooks` before its entrypoint.
-    pub(crate) fn new(
-        guests: Rc<dyn Guests>,
-        daemon: OwnedFd,
-        request: &Create,
-        start_hooks: Vec<Hook>,
-    ) -> Self {
+    /// The init that `request` asks for; it runs `start_hooks` before its entrypoint.
+    pub(crate) fn new(launcher: Launcher, request: &Create, start_hooks: Vec<Hook>) -> Self {
         Self {
-            guests,
-            daemon: Rc::new(daemon),
+            launcher,
             start: Rc::new(StartHooks {
                 hooks: start_hooks,
                 id: request.target.id.clone(),
                 bundle: request.bundle.clone(),
             }),
-            state: Rc::default(),
+            program: Rc::default(),
         }
     }
+}
 
-    fn resolve(&self, spec: &Spec) -> Result<Program, String> {
-        let invocation = invocation(spec, None)?;
-        let path = variable(&invocation.env, "PATH").unwrap_or(DEFAULT_PATH);
-        let found = entrypoint::find(&invocation.args[0], path, self.guests.recognizes())
-            .map_err(|error| error.to_string())?;
-        match found {
-            Entrypoint::Linux(path) => Ok(Program::Linux(path)),
-            Entrypoint::Wasm {
-                path,
-                file,
-                function,
-            } => {
-                let mut shims = sys::open_descriptors();
-                shims.retain(|fd| *fd != file.as_raw_fd());
-                let artifact = self.artifact(&path, &file)?;
-                self.guests
-                    .load(artifact, function.as_deref())
-                    .map(|guest| Program::Guest(guest, shims))
-            }
-        }
-    }
-
-    fn artifact(&self, path: &Path, module: &File) -> Result<File, String> {
-        let ask = || -> io::Result<Option<(ToInit, Vec<OwnedFd>)>> {
-            let path = path.display().to_string();
-            message::send(&*self.daemon, &FromInit::Wasm { path }, &[module.as_fd()])?;
-            message::receive(&*self.daemon)
-        };
-        match ask() {
-            Ok(Some((ToInit::Artifact, fds))) => fds
-                .into_iter()
-                .next()
-                .map(File::from)
-                .ok_or_else(|| "the shim sent no native code for the guest".to_owned()),
-            Ok(Some((ToInit::Refused(reason), _))) => Err(reason),
-            Ok(None) => Err("the shim went away while it was asked for native code".to_owned()),
-            Err(error) => Err(format!("asking the shim for native code failed: {error}")),
-        }
-    }
-
-    fn tell(&self, message: FromInit) {
-        // The daemon may be gone; the process goes on without it.
-        if let Err(error) = message::send(&*self.daemon, &message, &[]) {
-            log::warn!("telling the shim {message:?} failed: {error}");
-        }
-    }
-
-    fn fail(&self, reason: String) -> ExecutorError {
-        self.tell(FromInit::Failed(reason.clone()));
-        ExecutorError::Other(reason)
-    }
-
-    fn run_guest(&self, guest: Box<dyn Guest>, shims: &[RawFd], invocation: Invocation) -> ! {
-        name_process(&invocation.args[0]);
-        // From here on only the guest runs: nothing may reach the log or any other descriptor
-        // of the shim's. What the guest's own loading has opened stays: memories are mapped
-        // from the artifact when they are made.
-        log::set_max_level(log::LevelFilter::Off);
-        sys::close_descriptors(shims, self.daemon.as_fd());
-        let code = guest.run(invocation, &mut |started| {
-            self.tell(match started {
-                Ok(()) => FromInit::Started,
-                Err(reason) => FromInit::Failed(reason),
-            });
-        });
-        sys::exit_now(code)
-    }
+fn process(spec: &Spec) -> Result<&Process, String> {
+    let process = spec.process().as_ref();
+    process.ok_or_else(|| "the spec has no process".to_owned())
 }
 
 impl Executor for Init {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let program = self.resolve(spec).map_err(|reason| {
+        let resolved = process(spec).and_then(|process| self.launcher.resolve(process));
+        let program = resolved.map_err(|reason| {
             // libcontainer would wrap the reason in two sentences of its own.
-            self.tell(FromInit::Failed(reason.clone()));
-            ExecutorValidationError::ArgValidationError(reason)
+            ExecutorValidationError::ArgValidationError(self.launcher.fail(reason))
         })?;
-        self.state.borrow_mut().program = Some(program);
+        self.program.replace(Some(program));
         Ok(())
     }
 
-    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
         // The entrypoint gets its environment as an argument; this process's own stays as it is.
-        // What libcontainer adds to the spec's is HOME.
-        self.state.borrow_mut().home = envs.get("HOME").cloned();
         Ok(())
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let State { home, program } = self.state.take();
-        let invocation = invocation(spec, home).map_err(ExecutorError::Other)?;
+        let invocation = process(spec)
+            .and_then(invocation)
+            .map_err(ExecutorError::Other)?;
+        let program = self.program.take();
         let program = program.ok_or_else(|| ExecutorError::Other("nothing to run".to_owned()))?;
         let StartHooks { hooks, id, bundle } = &*self.start;
         if let Err(error) = run_start_hooks(hooks, id, bundle.clone(), spec, &invocation.env) {
-            return Err(self.fail(format!("a startContainer hook failed: {error}")));
+            let reason = format!("a startContainer hook failed: {error}");
+            return Err(ExecutorError::Other(self.launcher.fail(reason)));
         }
-        match program {
-            Program::Guest(guest, shims) => self.run_guest(guest, &shims, invocation),
-            Program::Linux(path) => {
-                let error = exec_linux(&path, &invocation);
-                Err(self.fail(format!("exec {:?}: {error}", invocation.args[0])))
-            }
-        }
-    }
-}
-
-fn invocation(spec: &Spec, home: Option<String>) -> Result<Invocation, String> {
-    let process = spec.process().as_ref().ok_or("the spec has no process")?;
-    let args = process.args().clone().unwrap_or_default();
-    if args.is_empty() {
-        return Err("the spec's process has no args".to_owned());
-    }
-    let mut env = process.env().clone().unwrap_or_default();
-    if let Some(home) = home
-        && variable(&env, "HOME").is_none_or(str::is_empty)
-    {
-        env.retain(|entry| !entry.starts_with("HOME="));
-        env.push(format!("HOME={home}"));
-    }
-    Ok(Invocation {
-        args,
-        env,
-        cwd: process.cwd().display().to_string(),
-    })
-}
-
-fn variable<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
-    env.iter()
-        .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
-}
-
-fn name_process(arg: &str) {
-    let name = arg.rsplit('/').next().unwrap_or(arg);
-    if let Ok(name) = CString::new(name) {
-        // Only for people who look at ps; the kernel cuts it to 15 bytes.
-        let _ = nix::sys::prctl::set_name(&name);
-    }
-}
-
-fn exec_linux(path: &Path, invocation: &Invocation) -> io::Error {
-    let strings = |list: &[String]| -> Result<Vec<CString>, NulError> {
-        list.iter()
-            .map(|text| CString::new(text.as_str()))
-            .collect()
-    };
-    let exec = || -> io::Result<Infallible> {
-        let path = CString::new(path.as_os_str().as_encoded_bytes())?;
-        let args = strings(&invocation.args)?;
-        let env = strings(&invocation.env)?;
-        // Rust's runtime ignores SIGPIPE, and tokio's children may have signals blocked; a
-        // program expects neither.
-        sys::set_signal_handler(Signal::SIGPIPE, SigHandler::SigDfl)?;
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-        Ok(execve(&path, &args, &env)?)
-    };
-    match exec() {
-        Ok(never) => match never {},
-        Err(error) => error,
+        Err(ExecutorError::Other(self.launcher.run(program, invocation)))
     }
 }

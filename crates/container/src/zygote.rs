@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::exec::Exec;
 use crate::guest::Guests;
 use crate::message::{self, AsyncSocket};
 use crate::rootfs::Mount;
@@ -34,6 +35,14 @@ pub(crate) enum Request {
     /// Build a container up to where the OCI runtime spec says "created". Descriptors: the
     /// init's socket to the daemon, its stdin, stdout and stderr, and the birthmark.
     Create(Create),
+    /// Add a process to a container. Descriptors: the process's socket to the daemon, its stdin,
+    /// stdout and stderr, and the pidfd of the container's init.
+    Exec {
+        /// The process.
+        exec: Exec,
+        /// The pid of the container's init.
+        init: i32,
+    },
     /// Let a created container's init run its entrypoint.
     Start(Target),
     /// Free everything of a container whose init has ended.
@@ -59,7 +68,7 @@ pub struct Create {
 /// What the zygote's helpers answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    /// The container is created, and this is its init.
+    /// The container is created, or the process added, and this is its pid.
     Created(i32),
     /// It is done.
     Done,

@@ -11,6 +11,9 @@ pub enum Error {
     /// The container is there already.
     #[error("{0}")]
     AlreadyExists(String),
+    /// The call needs another state than the process or container is in.
+    #[error("{0}")]
+    FailedPrecondition(String),
     /// The request asks for something that does not make sense.
     #[error("{0}")]
     InvalidArgument(String),
@@ -27,6 +30,7 @@ impl From<Error> for ttrpc::Error {
         let code = match error {
             Error::NotFound(_) => Code::NOT_FOUND,
             Error::AlreadyExists(_) => Code::ALREADY_EXISTS,
+            Error::FailedPrecondition(_) => Code::FAILED_PRECONDITION,
             Error::InvalidArgument(_) => Code::INVALID_ARGUMENT,
             Error::Unimplemented(_) => Code::UNIMPLEMENTED,
             Error::Unknown(_) => Code::UNKNOWN,

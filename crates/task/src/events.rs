@@ -13,7 +13,8 @@ use containerd_shim::util::{convert_to_any, timestamp};
 use tokio::sync::{mpsc, oneshot};
 
 pub use messages::task::{
-    TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
+    TaskResumed, TaskStart,
 };
 
 /// How long one attempt may take.

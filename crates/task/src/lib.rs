@@ -10,6 +10,7 @@
 mod delete;
 mod error;
 mod events;
+mod exec;
 mod guests;
 mod info;
 mod memo;

@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use container::Exit;
 use containerd_shim::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
     CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
@@ -13,11 +14,14 @@ use containerd_shim::api::{
     UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim::protos::protobuf::MessageField;
+use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim::protos::types::task::ProcessInfo;
 use containerd_shim::{TtrpcContext, TtrpcResult};
 use tokio::sync::Notify;
 
 use crate::error::Error;
+use crate::events::TaskExecAdded;
+use crate::exec::ExecProcess;
 use crate::metrics;
 use crate::task::{Daemon, Task, timestamp};
 
@@ -62,15 +66,29 @@ impl Service {
         }
     }
 
-    /// The task whose init is meant. There are no other processes that a client could name.
-    fn init(&self, id: &str, exec_id: &str) -> Result<Arc<Task>, Error> {
+    /// The process of a task that is meant: its init where `exec_id` is empty.
+    fn process(&self, id: &str, exec_id: &str) -> Result<Process, Error> {
         let task = self.task(id)?;
         if exec_id.is_empty() {
-            Ok(task)
-        } else {
-            Err(Error::NotFound(format!("process does not exist {exec_id}")))
+            return Ok(Process::Init(task));
+        }
+        match task.exec(exec_id) {
+            Some(exec) => Ok(Process::Exec(task, exec)),
+            None => Err(Error::NotFound(format!("process does not exist {exec_id}"))),
         }
     }
+}
+
+/// A process that a client can name.
+enum Process {
+    Init(Arc<Task>),
+    Exec(Arc<Task>, Arc<ExecProcess>),
+}
+
+/// When a process ended; nothing if it has not.
+fn exited_at(exit: Option<Exit>) -> MessageField<Timestamp> {
+    exit.map(|exit| timestamp(exit.at))
+        .map_or_else(MessageField::none, MessageField::some)
 }
 
 fn unimplemented(call: &str) -> containerd_shim::protos::ttrpc::Error {
@@ -114,11 +132,13 @@ impl containerd_shim::Task for Service {
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
-        let task = self.init(&request.id, &request.exec_id)?;
-        let pid = task
-            .start(&self.daemon)
-            .await
-            .inspect_err(|error| log::error!("start of {}: {error}", request.id))?;
+        let started = match self.process(&request.id, &request.exec_id)? {
+            Process::Init(task) => task.start(&self.daemon).await,
+            Process::Exec(_, exec) => exec.start(&self.daemon).await,
+        };
+        let pid = started.inspect_err(|error| {
+            log::error!("start of {} {}: {error}", request.id, request.exec_id);
+        })?;
         Ok(StartResponse {
             pid,
             ..StartResponse::default()
@@ -126,38 +146,54 @@ impl containerd_shim::Task for Service {
     }
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> TtrpcResult<StateResponse> {
-        let task = self.init(&request.id, &request.exec_id)?;
-        let (status, exit) = task.status().await;
-        let stdio = task.stdio().clone();
+        let (task, pid, stdio, (status, exit)) = match self
+            .process(&request.id, &request.exec_id)?
+        {
+            Process::Init(task) => {
+                let (pid, stdio, status) = (task.pid(), task.stdio().clone(), task.status().await);
+                (task, pid, stdio, status)
+            }
+            Process::Exec(task, exec) => {
+                let (pid, stdio, status) = (exec.pid(), exec.stdio().clone(), exec.status().await);
+                (task, pid, stdio, status)
+            }
+        };
         Ok(StateResponse {
-            id: request.id,
+            id: if request.exec_id.is_empty() {
+                request.id
+            } else {
+                request.exec_id
+            },
             bundle: task.bundle(),
-            pid: task.pid(),
+            pid,
             status: status.into(),
             stdin: stdio.stdin,
             stdout: stdio.stdout,
             stderr: stdio.stderr,
             exit_status: exit.map_or(0, |exit| exit.status),
-            exited_at: exit
-                .map(|exit| timestamp(exit.at))
-                .map_or_else(MessageField::none, MessageField::some),
+            exited_at: exited_at(exit),
             ..StateResponse::default()
         })
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> TtrpcResult<WaitResponse> {
-        let exit = self.init(&request.id, &request.exec_id)?.wait().await;
+        let exit = match self.process(&request.id, &request.exec_id)? {
+            Process::Init(task) => Some(task.wait().await),
+            Process::Exec(_, exec) => exec.wait().await,
+        };
         Ok(WaitResponse {
-            exit_status: exit.status,
-            exited_at: MessageField::some(timestamp(exit.at)),
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exited_at(exit),
             ..WaitResponse::default()
         })
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> TtrpcResult<Empty> {
-        self.init(&request.id, &request.exec_id)?
-            .kill(request.signal, request.all)
-            .await?;
+        match self.process(&request.id, &request.exec_id)? {
+            Process::Init(task) => task.kill(request.signal, request.all).await?,
+            // Its children are the container's, as with the runc shim.
+            Process::Exec(_, exec) => exec.kill(request.signal)?,
+        }
         Ok(Empty::default())
     }
 
@@ -166,16 +202,25 @@ impl containerd_shim::Task for Service {
         _: &TtrpcContext,
         request: DeleteRequest,
     ) -> TtrpcResult<DeleteResponse> {
-        let task = self.init(&request.id, &request.exec_id)?;
-        let exit = task
-            .delete(&self.daemon)
-            .await
-            .inspect_err(|error| log::error!("delete of {}: {error}", request.id))?;
-        self.tasks().remove(&request.id);
+        let deleted = match self.process(&request.id, &request.exec_id)? {
+            Process::Init(task) => {
+                let deleted = task.delete(&self.daemon).await;
+                deleted.map(|exit| (task.pid(), Some(exit)))
+            }
+            Process::Exec(_, exec) => exec.delete().await.map(|exit| (exec.pid(), exit)),
+        };
+        let (pid, exit) = deleted.inspect_err(|error| {
+            log::error!("delete of {} {}: {error}", request.id, request.exec_id);
+        })?;
+        if request.exec_id.is_empty() {
+            self.tasks().remove(&request.id);
+        } else if let Ok(task) = self.task(&request.id) {
+            task.remove_exec(&request.exec_id);
+        }
         Ok(DeleteResponse {
-            pid: task.pid(),
-            exit_status: exit.status,
-            exited_at: MessageField::some(timestamp(exit.at)),
+            pid,
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exited_at(exit),
             ..DeleteResponse::default()
         })
     }
@@ -215,9 +260,12 @@ impl containerd_shim::Task for Service {
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> TtrpcResult<Empty> {
-        let task = self.init(&request.id, &request.exec_id)?;
+        let process = self.process(&request.id, &request.exec_id)?;
         if request.stdin {
-            task.close_stdin();
+            match process {
+                Process::Init(task) => task.close_stdin(),
+                Process::Exec(_, exec) => exec.close_stdin(),
+            }
         }
         Ok(Empty::default())
     }
@@ -260,8 +308,15 @@ impl containerd_shim::Task for Service {
         Err(unimplemented("Checkpoint"))
     }
 
-    async fn exec(&self, _: &TtrpcContext, _: ExecProcessRequest) -> TtrpcResult<Empty> {
-        Err(unimplemented("Exec"))
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> TtrpcResult<Empty> {
+        let (id, exec_id) = (request.id.clone(), request.exec_id.clone());
+        self.task(&id)?.add_exec(request).await?;
+        self.daemon.publisher.publish(TaskExecAdded {
+            container_id: id,
+            exec_id,
+            ..TaskExecAdded::default()
+        });
+        Ok(Empty::default())
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, _: ResizePtyRequest) -> TtrpcResult<Empty> {

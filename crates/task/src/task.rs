@@ -6,15 +6,19 @@
 mod pause;
 mod update;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use container::cgroup::{Cgroup, OomWatch};
 use container::rootfs::{self, Mount};
-use container::{Bundle, Container, Create, Exit, Reaper, Stdio, StdioPaths, Target, Zygote};
-use containerd_shim::api::{CreateTaskRequest, Status};
+use container::{
+    Bundle, Container, Create, Exit, Process, Reaper, Stdio, StdioPaths, Target, Zygote,
+};
+use containerd_shim::api::{CreateTaskRequest, ExecProcessRequest, Status};
 use containerd_shim::protos::protobuf::MessageField;
 use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
 use nix::errno::Errno;
@@ -24,6 +28,7 @@ use tokio::sync::{Mutex, oneshot, watch};
 
 use crate::error::Error;
 use crate::events::{Publisher, TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskStart};
+use crate::exec::ExecProcess;
 use crate::guests::Caches;
 use crate::memo::Memo;
 use crate::options::Options;
@@ -56,6 +61,9 @@ pub struct Task {
     cgroup_of_systemd: bool,
     freezer: pause::Freezer,
     lifecycle: Mutex<Phase>,
+    options: Options,
+    /// The processes that were added, by exec id; empty places are being made.
+    execs: SyncMutex<HashMap<String, Option<Arc<ExecProcess>>>>,
     exit: watch::Receiver<Option<Exit>>,
 }
 
@@ -109,7 +117,7 @@ impl Task {
             stdout: request.stdout.clone(),
             stderr: request.stderr.clone(),
         };
-        let (stdio, theirs) = Stdio::connect(&paths, stream_owner(&options, &bundle))
+        let (stdio, theirs) = Stdio::connect(&paths, stream_owner(&options, bundle.owner()))
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
 
         // Before there is anything to free: a daemon may be killed at any point after.
@@ -129,8 +137,8 @@ impl Task {
                 }
                 Error::Unknown(format!("OCI runtime create failed: {reason}"))
             })?;
-        let init = daemon.reaper.exit_of(container.pid, since);
-        let pid = container.pid.as_raw();
+        let init = daemon.reaper.exit_of(container.init.pid, since);
+        let pid = container.init.pid.as_raw();
         memo.pid = pid as u32;
         if let Err(error) = memo.write(&bundle.path) {
             log::warn!("{}: noting the container's pid: {error}", request.id);
@@ -152,6 +160,8 @@ impl Task {
                 && bundle.cgroups_path().is_none_or(Path::is_relative),
             freezer: pause::Freezer::default(),
             lifecycle: Mutex::new(Phase::Created),
+            options,
+            execs: SyncMutex::default(),
             exit,
         });
         daemon.publisher.publish(TaskCreate {
@@ -227,6 +237,10 @@ impl Task {
             }
         }
         self.stdio.drain().await;
+        // The init is the last of a task to be told of.
+        for exec in self.execs() {
+            exec.settled().await;
+        }
 
         let mut phase = self.lifecycle.lock().await;
         *phase = Phase::Stopped;
@@ -297,7 +311,7 @@ impl Task {
             Phase::Created => {
                 drop(phase);
                 // An init that has gone meanwhile is as good as killed.
-                let _ = self.signal(Signal::SIGKILL as i32);
+                let _ = signal(&self.container.init, Signal::SIGKILL as u32);
                 self.wait().await;
                 phase = self.lifecycle.lock().await;
             }
@@ -328,33 +342,22 @@ impl Task {
         Ok(exit)
     }
 
-    /// Sends the signal numbered `signal` to the init, or to `all` processes of the task. A paused
+    /// Sends the signal numbered `number` to the init, or to `all` processes of the task. A paused
     /// task gets SIGKILL at once, and all others when it is resumed.
     ///
     /// # Errors
     /// When the task has ended, or there is no such signal.
-    pub async fn kill(&self, signal: u32, all: bool) -> Result<(), Error> {
-        if signal == Signal::SIGKILL as u32 {
+    pub async fn kill(&self, number: u32, all: bool) -> Result<(), Error> {
+        if number == Signal::SIGKILL as u32 {
             return self.kill_even_if_frozen(all).await;
         }
         if all {
-            let signal = Signal::try_from(signal as i32)
-                .map_err(|_| Error::InvalidArgument(format!("there is no signal {signal}")))?;
+            let signal = Signal::try_from(number as i32)
+                .map_err(|_| Error::InvalidArgument(format!("there is no signal {number}")))?;
             self.kill_all(signal);
             return Ok(());
         }
-        self.signal(signal as i32)
-    }
-
-    fn signal(&self, signal: i32) -> Result<(), Error> {
-        let Err(error) = self.container.signal(signal) else {
-            return Ok(());
-        };
-        Err(match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ESRCH) => Error::NotFound("process already finished".into()),
-            Some(Errno::EINVAL) => Error::InvalidArgument(format!("there is no signal {signal}")),
-            _ => Error::Unknown(format!("unknown error after kill: {error}")),
-        })
+        signal(&self.container.init, number)
     }
 
     fn kill_all(&self, signal: Signal) {
@@ -376,6 +379,103 @@ impl Task {
         }
     }
 
+    /// Adds the process that `request` asks for; it is not started yet.
+    ///
+    /// # Errors
+    /// When its id is taken, the task has ended, or the process makes no sense.
+    pub async fn add_exec(
+        self: &Arc<Self>,
+        request: ExecProcessRequest,
+    ) -> Result<Arc<ExecProcess>, Error> {
+        let id = request.exec_id.clone();
+        match self.exec_table().entry(id.clone()) {
+            Entry::Occupied(_) => return Err(Error::AlreadyExists(format!("id {id}"))),
+            Entry::Vacant(place) => place.insert(None),
+        };
+        let added = match *self.lifecycle.lock().await {
+            Phase::Created | Phase::Running => ExecProcess::new(self.clone(), request),
+            Phase::Paused => Err(Error::Unknown("cannot exec in a paused state".into())),
+            Phase::Stopped => Err(Error::Unknown("cannot exec in a stopped state".into())),
+            Phase::Deleted => Err(Error::Unknown("cannot exec in a deleted state".into())),
+        };
+        match added {
+            Ok(exec) => {
+                let exec = Arc::new(exec);
+                self.exec_table().insert(id, Some(exec.clone()));
+                Ok(exec)
+            }
+            Err(error) => {
+                self.exec_table().remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    /// The added process with the exec id `id`.
+    pub fn exec(&self, id: &str) -> Option<Arc<ExecProcess>> {
+        self.exec_table().get(id).cloned().flatten()
+    }
+
+    /// All processes that were added and not deleted.
+    pub fn execs(&self) -> Vec<Arc<ExecProcess>> {
+        self.exec_table().values().flatten().cloned().collect()
+    }
+
+    /// Forgets the added process with the exec id `id`.
+    pub fn remove_exec(&self, id: &str) {
+        self.exec_table().remove(id);
+    }
+
+    fn exec_table(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<ExecProcess>>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an added process may start now.
+    ///
+    /// # Errors
+    /// When the task is paused, or its init has ended.
+    pub async fn admit_exec(&self) -> Result<(), Error> {
+        match *self.lifecycle.lock().await {
+            Phase::Created | Phase::Running => Ok(()),
+            Phase::Paused => Err(Error::Unknown(
+                "cannot exec in a paused container: resume it first".into(),
+            )),
+            Phase::Stopped | Phase::Deleted => Err(Error::FailedPrecondition(format!(
+                "container {} init process is not running",
+                self.id
+            ))),
+        }
+    }
+
+    /// The native code of a guest of this task; see [`Caches::artifact`].
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn artifact(
+        &self,
+        daemon: &Daemon,
+        module: File,
+        path: String,
+    ) -> Result<File, String> {
+        let folder = self.options.cache_dir.as_deref();
+        daemon.caches.artifact(folder, module, path).await
+    }
+
+    /// The container.
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+
+    /// The options that the task was created with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The container's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Lets the task's stdin end once its client has closed it.
     pub fn close_stdin(&self) {
         self.stdio.close_stdin();
@@ -383,7 +483,7 @@ impl Task {
 
     /// The pid of the init.
     pub fn pid(&self) -> u32 {
-        self.container.pid.as_raw() as u32
+        self.container.init.pid.as_raw() as u32
     }
 
     /// The bundle's folder.
@@ -416,6 +516,21 @@ impl Task {
     }
 }
 
+/// Sends the signal numbered `number` to `process`.
+///
+/// # Errors
+/// When it has ended, or there is no such signal.
+pub fn signal(process: &Process, number: u32) -> Result<(), Error> {
+    let Err(error) = process.signal(number as i32) else {
+        return Ok(());
+    };
+    Err(match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ESRCH) => Error::NotFound("process already finished".into()),
+        Some(Errno::EINVAL) => Error::InvalidArgument(format!("there is no signal {number}")),
+        _ => Error::Unknown(format!("unknown error after kill: {error}")),
+    })
+}
+
 /// A time in containerd's messages.
 pub fn timestamp(at: SystemTime) -> Timestamp {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -426,9 +541,9 @@ pub fn timestamp(at: SystemTime) -> Timestamp {
     }
 }
 
-/// The owner of the pipes to the container: as the options say, or the container's user.
-fn stream_owner(options: &Options, bundle: &Bundle) -> (Uid, Gid) {
-    let (uid, gid) = bundle.owner();
+/// The owner of the pipes to a process: as the options say, or its `user` on the host.
+pub fn stream_owner(options: &Options, user: (Uid, Gid)) -> (Uid, Gid) {
+    let (uid, gid) = user;
     (
         if options.io_uid == 0 {
             uid

@@ -7,7 +7,7 @@ use container::cgroup::{self, Cgroup};
 use nix::sys::signal::Signal;
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::{Phase, Task};
+use super::{Phase, Task, signal};
 use crate::error::Error;
 use crate::events::{Publisher, TaskPaused, TaskResumed};
 
@@ -114,7 +114,7 @@ impl Task {
             self.kill_all(Signal::SIGKILL);
             return Ok(());
         }
-        self.signal(Signal::SIGKILL as i32)?;
+        signal(&self.container.init, Signal::SIGKILL as u32)?;
         if let Some(cgroup) = &self.cgroup
             && let Err(error) = cgroup.thaw_v1()
         {

@@ -1,0 +1,253 @@
+//! A further process in a running container: from a helper of the zygote to its program.
+//!
+//! libcontainer's own builder for this knows no user namespaces and leaves out the seccomp filter;
+//! the steps here are those of its init where the two do the same, made of the same parts.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::fs::MetadataExt;
+use std::path::Path;
+use std::rc::Rc;
+
+use libcontainer::config::PersonalityDomain;
+use libcontainer::syscall::Syscall;
+use libcontainer::syscall::syscall::create_syscall;
+use libcontainer::{apparmor, capabilities, seccomp};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl::{set_keepcaps, set_no_new_privs};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, chdir, getcwd, setgroups, setresgid, setresuid, setsid};
+use oci_spec::runtime::{LinuxPersonalityDomain, Process, Spec};
+use serde::{Deserialize, Serialize};
+
+use crate::adapt;
+use crate::bundle::Bundle;
+use crate::cgroup::Cgroup;
+use crate::guest::Guests;
+use crate::home;
+use crate::program::{Launcher, invocation};
+use crate::sys;
+
+/// The process to add to a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Exec {
+    /// The container's bundle, whose configuration says what holds for all its processes.
+    pub bundle: std::path::PathBuf,
+    /// The process (OCI runtime spec, `process`).
+    pub process: Process,
+}
+
+/// The namespaces of a container that setns(2) joins by the pidfd of its init; the user namespace
+/// only where it is another than this process's.
+const NAMESPACES: [CloneFlags; 7] = [
+    CloneFlags::CLONE_NEWNS,
+    CloneFlags::CLONE_NEWCGROUP,
+    CloneFlags::CLONE_NEWIPC,
+    CloneFlags::CLONE_NEWNET,
+    CloneFlags::CLONE_NEWPID,
+    CloneFlags::CLONE_NEWUTS,
+    // CLONE_NEWTIME, which nix does not name.
+    CloneFlags::from_bits_retain(0x80),
+];
+
+/// Carries out `request` for the container whose init is `init`, a pid here, and `init_handle`.
+/// Returns the new process's pid; from then on the process itself tells the daemon of its fate.
+///
+/// # Errors
+/// Why there is no such process.
+pub(crate) fn exec(
+    mut request: Exec,
+    init: i32,
+    fds: Vec<OwnedFd>,
+    guests: Rc<dyn Guests>,
+) -> Result<i32, String> {
+    let [daemon, stdin, stdout, stderr, init_handle] = <[OwnedFd; 5]>::try_from(fds)
+        .map_err(|fds| format!("exec needs five descriptors and got {}", fds.len()))?;
+    let spec = Bundle::load(&request.bundle)
+        .map_err(|error| error.to_string())?
+        .spec;
+    let process = &mut request.process;
+    if let Some(init) = spec.process() {
+        inherit(process, init);
+    }
+    adapt::limit_capabilities(process);
+    adapt::privileges_are_a_yes_or_nothing(process);
+    let syscall = create_syscall();
+    join_cgroup(init)?;
+    if let Some(score) = process.oom_score_adj() {
+        fs::write("/proc/self/oom_score_adj", score.to_string())
+            .map_err(|error| format!("setting oom_score_adj to {score}: {error}"))?;
+    }
+    for rlimit in process.rlimits().iter().flatten() {
+        syscall
+            .set_rlimit(rlimit)
+            .map_err(|error| format!("setting the limit {}: {error}", rlimit.typ()))?;
+    }
+    join_namespaces(init, &init_handle)?;
+    drop(init_handle);
+    // A process gets into a pid namespace only by birth.
+    let born = sys::clone_sibling().map_err(|error| format!("cloning the process: {error}"))?;
+    if let Some(pid) = born {
+        return Ok(pid.as_raw());
+    }
+    let launcher = Launcher::new(guests, daemon);
+    let run = || -> Result<std::convert::Infallible, String> {
+        setsid().map_err(|error| format!("starting a session: {error}"))?;
+        take_stdio([stdin, stdout, stderr])
+            .map_err(|error| format!("taking its stdio: {error}"))?;
+        become_user(&spec, &request.process, syscall.as_ref())?;
+        home::add(&mut request.process, || fs::File::open("/etc/passwd"));
+        let program = launcher.resolve(&request.process)?;
+        Err(launcher.run(program, invocation(&request.process)?))
+    };
+    let Err(reason) = run();
+    launcher.fail(reason);
+    sys::exit_now(EXEC_FAILED)
+}
+
+/// What a process exits with that could not run its program; the daemon has been told why.
+const EXEC_FAILED: i32 = 255;
+
+/// Gives `process` what it leaves out and the container's own process has, as runc does.
+fn inherit(process: &mut Process, of_container: &Process) {
+    if process.capabilities().is_none() {
+        process.set_capabilities(of_container.capabilities().clone());
+    }
+    if process
+        .apparmor_profile()
+        .as_deref()
+        .is_none_or(str::is_empty)
+    {
+        process.set_apparmor_profile(of_container.apparmor_profile().clone());
+    }
+    if process.rlimits().as_deref().is_none_or(<[_]>::is_empty) {
+        process.set_rlimits(of_container.rlimits().clone());
+    }
+    if process.oom_score_adj().is_none() {
+        process.set_oom_score_adj(of_container.oom_score_adj());
+    }
+}
+
+/// Moves this process to where the container's init is.
+fn join_cgroup(init: i32) -> Result<(), String> {
+    let cgroup = Cgroup::of(init as u32).map_err(|error| error.to_string())?;
+    cgroup.join().map_err(|error| error.to_string())
+}
+
+fn join_namespaces(init: i32, handle: &OwnedFd) -> Result<(), String> {
+    let error =
+        |error: &dyn std::fmt::Display| format!("joining the container's namespaces: {error}");
+    let user = |process: &str| -> io::Result<u64> {
+        Ok(fs::metadata(Path::new("/proc").join(process).join("ns/user"))?.st_ino())
+    };
+    let ours = user("self").map_err(|reason| error(&reason))?;
+    let theirs = user(&init.to_string()).map_err(|reason| error(&reason))?;
+    let mut namespaces: CloneFlags = NAMESPACES.into_iter().collect();
+    if ours != theirs {
+        namespaces |= CloneFlags::CLONE_NEWUSER;
+    }
+    setns(handle.as_fd(), namespaces).map_err(|reason| error(&reason))?;
+    if ours != theirs {
+        // Its root, whose ids are mapped, unlike the ones from outside.
+        become_id(0, 0).map_err(|reason| error(&reason))?;
+    }
+    Ok(())
+}
+
+fn take_stdio([stdin, stdout, stderr]: [OwnedFd; 3]) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(stdin)?;
+    rustix::stdio::dup2_stdout(stdout)?;
+    rustix::stdio::dup2_stderr(stderr)?;
+    Ok(())
+}
+
+/// Takes on everything that sets `process` apart from this one, its privileges last.
+fn become_user(spec: &Spec, process: &Process, syscall: &dyn Syscall) -> Result<(), String> {
+    let linux = spec.linux().as_ref();
+    if let Some(personality) = linux.and_then(|linux| linux.personality().as_ref()) {
+        let domain = match personality.domain() {
+            LinuxPersonalityDomain::PerLinux => PersonalityDomain::Linux,
+            LinuxPersonalityDomain::PerLinux32 => PersonalityDomain::Linux32,
+        };
+        syscall
+            .personality(domain)
+            .map_err(|error| format!("setting the personality: {error}"))?;
+    }
+    if let Some(profile) = process.apparmor_profile() {
+        apparmor::apply_profile(profile)
+            .map_err(|error| format!("applying the AppArmor profile {profile:?}: {error}"))?;
+    }
+    if let Some(mask) = process.user().umask() {
+        umask(Mode::from_bits_truncate(mask));
+    }
+    // As root first: the user may not be allowed to get there.
+    let entered = enter(process.cwd());
+    set_groups(process)?;
+    let (uid, gid) = (process.user().uid(), process.user().gid());
+    become_id(uid, gid).map_err(|error| format!("becoming user {uid} and group {gid}: {error}"))?;
+    syscall
+        .close_range(0)
+        .map_err(|error| format!("marking descriptors to be closed: {error}"))?;
+
+    // Without no_new_privs a filter needs the privileges that are about to be dropped; with it,
+    // the filter comes last, so that it need not allow the steps before.
+    let no_new_privileges = process.no_new_privileges() == Some(true);
+    let filter = || -> Result<(), String> {
+        match linux.and_then(|linux| linux.seccomp().as_ref()) {
+            Some(filter) => seccomp::initialize_seccomp(filter)
+                .map(drop)
+                .map_err(|error| format!("installing the seccomp filter: {error}")),
+            None => Ok(()),
+        }
+    };
+    if no_new_privileges {
+        set_no_new_privs().map_err(|error| format!("setting no_new_privs: {error}"))?;
+    } else {
+        filter()?;
+    }
+    let dropped = capabilities::reset_effective(syscall).and_then(|()| {
+        process.capabilities().as_ref().map_or(Ok(()), |given| {
+            capabilities::drop_privileges(given, syscall)
+        })
+    });
+    dropped.map_err(|error| format!("setting its capabilities: {error}"))?;
+    if entered.is_err() {
+        enter(process.cwd())?;
+    }
+    if no_new_privileges {
+        filter()?;
+    }
+    Ok(())
+}
+
+/// Enters the working directory, and makes sure that it is one of the container's.
+fn enter(cwd: &Path) -> Result<(), String> {
+    let error = |error: Errno| format!("entering the working directory {}: {error}", cwd.display());
+    chdir(cwd).map_err(error)?;
+    let reached = getcwd().map_err(error)?;
+    if reached.is_absolute() {
+        Ok(())
+    } else {
+        Err(error(Errno::ENOENT))
+    }
+}
+
+/// Becomes a user and group for good, with the permitted capabilities kept.
+fn become_id(uid: u32, gid: u32) -> Result<(), Errno> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    set_keepcaps(true)?;
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)
+}
+
+fn set_groups(process: &Process) -> Result<(), String> {
+    let groups = process.user().additional_gids().clone().unwrap_or_default();
+    let gids: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
+    match setgroups(&gids) {
+        // A user namespace may forbid it; then there are none to be rid of either.
+        Err(error) if !gids.is_empty() => Err(format!("setting the groups {groups:?}: {error}")),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,209 @@
+//! What a process in a container runs: finding it from inside, readying it, becoming it.
+//!
+//! By then the process is inside its namespaces, cgroup, root file system and seccomp filter and
+//! has the container's user and capabilities. It looks at the program with those, so that what a
+//! path means is what the container's own kernel calls say. A wasm file is handed, open, to the
+//! daemon, which answers with its native code; the daemon's side is [`crate::birth`].
+
+use std::convert::Infallible;
+use std::ffi::{CString, NulError};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::unistd::execve;
+use oci_spec::runtime::Process;
+use serde::{Deserialize, Serialize};
+
+use crate::entrypoint::{self, Entrypoint};
+use crate::guest::{Guest, Guests, Invocation};
+use crate::{message, sys};
+
+/// What an init tells the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromInit {
+    /// The entrypoint is this wasm file; its descriptor comes along.
+    Wasm {
+        /// The path in the container, for messages.
+        path: String,
+    },
+    /// The guest has been instantiated.
+    Started,
+    /// The process could not be started, and why.
+    Failed(String),
+}
+
+/// What the daemon answers to [`FromInit::Wasm`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToInit {
+    /// The guest's native code; its descriptor comes along.
+    Artifact,
+    /// There is none, and why.
+    Refused(String),
+}
+
+/// PATH where the container has none, as execvp(3) has it.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// A program that is ready to run.
+pub(crate) enum Program {
+    /// What the kernel executes.
+    Linux(PathBuf),
+    /// Wasm, with the descriptors that were open before it was loaded.
+    Guest(Box<dyn Guest>, Vec<RawFd>),
+}
+
+/// A process on its way to its program.
+#[derive(Clone)]
+pub(crate) struct Launcher {
+    guests: Rc<dyn Guests>,
+    daemon: Rc<OwnedFd>,
+}
+
+impl Launcher {
+    /// One that runs wasm with `guests` and talks to the daemon over `daemon`.
+    pub(crate) fn new(guests: Rc<dyn Guests>, daemon: OwnedFd) -> Self {
+        Self {
+            guests,
+            daemon: Rc::new(daemon),
+        }
+    }
+
+    /// Finds and readies what `process` is to run.
+    ///
+    /// # Errors
+    /// Why it cannot be run, in words for the caller of create or exec.
+    pub(crate) fn resolve(&self, process: &Process) -> Result<Program, String> {
+        let invocation = invocation(process)?;
+        let path = variable(&invocation.env, "PATH").unwrap_or(DEFAULT_PATH);
+        let found = entrypoint::find(&invocation.args[0], path, self.guests.recognizes())
+            .map_err(|error| error.to_string())?;
+        match found {
+            Entrypoint::Linux(path) => Ok(Program::Linux(path)),
+            Entrypoint::Wasm {
+                path,
+                file,
+                function,
+            } => {
+                let mut shims = sys::open_descriptors();
+                shims.retain(|fd| *fd != file.as_raw_fd());
+                let artifact = self.artifact(&path, &file)?;
+                self.guests
+                    .load(artifact, function.as_deref())
+                    .map(|guest| Program::Guest(guest, shims))
+            }
+        }
+    }
+
+    /// Becomes `program`; returns only why that was not possible, which the daemon has been told.
+    pub(crate) fn run(&self, program: Program, invocation: Invocation) -> String {
+        match program {
+            Program::Guest(guest, shims) => self.run_guest(guest, &shims, invocation),
+            Program::Linux(path) => {
+                let error = exec_linux(&path, &invocation);
+                self.fail(format!("exec {:?}: {error}", invocation.args[0]))
+            }
+        }
+    }
+
+    /// Tells the daemon why there will be no program.
+    pub(crate) fn fail(&self, reason: String) -> String {
+        self.tell(FromInit::Failed(reason.clone()));
+        reason
+    }
+
+    fn artifact(&self, path: &Path, module: &File) -> Result<File, String> {
+        let ask = || -> io::Result<Option<(ToInit, Vec<OwnedFd>)>> {
+            let path = path.display().to_string();
+            message::send(&*self.daemon, &FromInit::Wasm { path }, &[module.as_fd()])?;
+            message::receive(&*self.daemon)
+        };
+        match ask() {
+            Ok(Some((ToInit::Artifact, fds))) => fds
+                .into_iter()
+                .next()
+                .map(File::from)
+                .ok_or_else(|| "the shim sent no native code for the guest".to_owned()),
+            Ok(Some((ToInit::Refused(reason), _))) => Err(reason),
+            Ok(None) => Err("the shim went away while it was asked for native code".to_owned()),
+            Err(error) => Err(format!("asking the shim for native code failed: {error}")),
+        }
+    }
+
+    fn tell(&self, message: FromInit) {
+        // The daemon may be gone; the process goes on without it.
+        if let Err(error) = message::send(&*self.daemon, &message, &[]) {
+            log::warn!("telling the shim {message:?} failed: {error}");
+        }
+    }
+
+    fn run_guest(&self, guest: Box<dyn Guest>, shims: &[RawFd], invocation: Invocation) -> ! {
+        name_process(&invocation.args[0]);
+        // From here on only the guest runs: nothing may reach the log or any other descriptor
+        // of the shim's. What the guest's own loading has opened stays: memories are mapped
+        // from the artifact when they are made.
+        log::set_max_level(log::LevelFilter::Off);
+        sys::close_descriptors(shims, self.daemon.as_fd());
+        let code = guest.run(invocation, &mut |started| {
+            self.tell(match started {
+                Ok(()) => FromInit::Started,
+                Err(reason) => FromInit::Failed(reason),
+            });
+        });
+        sys::exit_now(code)
+    }
+}
+
+/// How `process` calls its program.
+///
+/// # Errors
+/// When it has no arguments.
+pub(crate) fn invocation(process: &Process) -> Result<Invocation, String> {
+    let args = process.args().clone().unwrap_or_default();
+    if args.is_empty() {
+        return Err("the process has no args".to_owned());
+    }
+    Ok(Invocation {
+        args,
+        env: process.env().clone().unwrap_or_default(),
+        cwd: process.cwd().display().to_string(),
+    })
+}
+
+fn variable<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
+    env.iter()
+        .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+}
+
+fn name_process(arg: &str) {
+    let name = arg.rsplit('/').next().unwrap_or(arg);
+    if let Ok(name) = CString::new(name) {
+        // Only for people who look at ps; the kernel cuts it to 15 bytes.
+        let _ = nix::sys::prctl::set_name(&name);
+    }
+}
+
+fn exec_linux(path: &Path, invocation: &Invocation) -> io::Error {
+    let strings = |list: &[String]| -> Result<Vec<CString>, NulError> {
+        list.iter()
+            .map(|text| CString::new(text.as_str()))
+            .collect()
+    };
+    let exec = || -> io::Result<Infallible> {
+        let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+        let args = strings(&invocation.args)?;
+        let env = strings(&invocation.env)?;
+        // Rust's runtime ignores SIGPIPE, and tokio's children may have signals blocked; a
+        // program expects neither.
+        sys::set_signal_handler(Signal::SIGPIPE, SigHandler::SigDfl)?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        Ok(execve(&path, &args, &env)?)
+    };
+    match exec() {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
