@@ -53,7 +53,7 @@ const NAMESPACES: [CloneFlags; 7] = [
 ];
 
 /// Carries out `request` for the container whose init is `init`, a pid here, and `init_handle`.
-/// Returns the new process's pid; from then on the process itself tells the daemon of its fate.
+/// Returns the new process's pid and a pidfd of it; from then on the process itself tells the daemon of its fate.
 ///
 /// # Errors
 /// Why there is no such process.
@@ -62,7 +62,7 @@ pub(crate) fn exec(
     init: i32,
     fds: Vec<OwnedFd>,
     guests: Rc<dyn Guests>,
-) -> Result<i32, String> {
+) -> Result<(i32, OwnedFd), String> {
     let [daemon, stdin, stdout, stderr, init_handle] = <[OwnedFd; 5]>::try_from(fds)
         .map_err(|fds| format!("exec needs five descriptors and got {}", fds.len()))?;
     let spec = Bundle::load(&request.bundle)
@@ -89,8 +89,8 @@ pub(crate) fn exec(
     drop(init_handle);
     // A process gets into a pid namespace only by birth.
     let born = sys::clone_sibling().map_err(|error| format!("cloning the process: {error}"))?;
-    if let Some(pid) = born {
-        return Ok(pid.as_raw());
+    if let Some((pid, handle)) = born {
+        return Ok((pid.as_raw(), handle));
     }
     let launcher = Launcher::new(guests, daemon);
     let run = || -> Result<std::convert::Infallible, String> {

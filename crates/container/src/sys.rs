@@ -1,7 +1,7 @@
 //! The system calls that no safe wrapper covers: cloning processes and closing descriptors wholesale.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::{ForkResult, Pid};
@@ -31,22 +31,24 @@ pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
 /// Clones the calling process as its own sibling: the new process has the caller's parent, which
 /// also reaps it (clone(2), `CLONE_PARENT`).
 ///
-/// Returns the sibling's pid to the caller and `None` to the sibling. The caller must have one
-/// thread; the zygote, which is the only caller, has.
+/// Returns the sibling's pid, with a descriptor that stands for it (`CLONE_PIDFD`), to the caller,
+/// and `None` to the sibling. The caller must have one thread; the zygote and its helpers, which
+/// are the only callers, have.
 ///
 /// # Errors
 /// clone(2)'s.
-pub fn clone_sibling() -> io::Result<Option<Pid>> {
+pub fn clone_sibling() -> io::Result<Option<(Pid, OwnedFd)>> {
     let none = std::ptr::null_mut::<libc::c_void>();
+    let mut handle: libc::c_int = -1;
     // SAFETY: without CLONE_VM the child gets a copy of the address space and goes on with the
-    // same stack, as after fork(2); the other arguments are unused for these flags. The zygote
-    // has one thread, so no lock is left behind.
+    // same stack, as after fork(2); the pidfd is written to a live integer, and the other arguments
+    // are unused for these flags. The caller has one thread, so no lock is left behind.
     let pid = unsafe {
         libc::syscall(
             libc::SYS_clone,
-            (libc::CLONE_PARENT | libc::SIGCHLD) as libc::c_ulong,
+            (libc::CLONE_PARENT | libc::CLONE_PIDFD | libc::SIGCHLD) as libc::c_ulong,
             none,
-            none,
+            &raw mut handle,
             none,
             none,
         )
@@ -54,7 +56,11 @@ pub fn clone_sibling() -> io::Result<Option<Pid>> {
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
-        pid => Ok(Some(Pid::from_raw(pid as i32))),
+        pid => {
+            // SAFETY: the kernel has just opened it for this process, which alone knows of it.
+            let handle = unsafe { OwnedFd::from_raw_fd(handle) };
+            Ok(Some((Pid::from_raw(pid as i32), handle)))
+        }
     }
 }
 
