@@ -88,8 +88,10 @@ impl Container {
             birthmark.as_fd(),
         ];
         let mut call = pin!(async {
-            let reply = zygote.call(&request, &fds).await;
-            reply.map_err(|error| error.to_string())
+            let answer = zygote.call(&request, &fds).await;
+            answer
+                .map(|(reply, _)| reply)
+                .map_err(|error| error.to_string())
         });
         let mut told = None;
         loop {
@@ -102,7 +104,9 @@ impl Container {
                 reply = &mut call => return match reply? {
                     Reply::Created(pid) => Self::created(zygote, target, pid, init).await,
                     Reply::Failed(reason) => Err(told.unwrap_or(reason)),
-                    Reply::Done => Err("the zygote answered a create with something else".to_owned()),
+                    Reply::Added(_) | Reply::Done => {
+                        Err("the zygote answered a create with something else".to_owned())
+                    }
                 },
             }
         }
@@ -175,19 +179,18 @@ impl Container {
             stdio.stderr.as_fd(),
             self.init.handle.as_fd(),
         ];
-        let pid = match zygote.call(&request, &fds).await {
-            Ok(Reply::Created(pid)) => pid,
-            Ok(Reply::Failed(reason)) => return Err(reason),
-            Ok(Reply::Done) => {
-                return Err("the zygote answered an exec with something else".to_owned());
-            }
-            Err(error) => return Err(error.to_string()),
-        };
+        let replied = zygote.call(&request, &fds).await;
+        let (reply, fds) = replied.map_err(|error| error.to_string())?;
+        match (reply, fds.into_iter().next()) {
+            (Reply::Added(pid), Some(handle)) => born(Process {
+                pid: Pid::from_raw(pid),
+                handle,
+            }),
+            (Reply::Failed(reason), _) => return Err(reason),
+            _ => return Err("the zygote answered an exec with something else".to_owned()),
+        }
         // Only the process has them now.
         drop((theirs, stdio));
-        let process = Process::new(pid);
-        let process = process.map_err(|error| format!("the process ended at once ({error})"))?;
-        born(process);
         let mut said = ours.receive().await;
         while let Ok(Some((FromInit::Wasm { .. }, _))) = &said {
             answer(&ours, said, &artifact).await;
@@ -216,7 +219,7 @@ impl Container {
 
 async fn ask(zygote: &Zygote, request: &Request) -> Result<(), String> {
     match zygote.call(request, &[]).await {
-        Ok(Reply::Failed(reason)) => Err(reason),
+        Ok((Reply::Failed(reason), _)) => Err(reason),
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
     }

@@ -26,38 +26,30 @@ use crate::rootfs;
 use crate::zygote::{Create, Reply, Request, Target};
 use crate::{capture, exec};
 
-/// Carries out `request`, whose descriptors are `fds`.
+/// Carries out `request`, whose descriptors are `fds`. Returns the answer with its descriptors.
 pub(crate) fn run(
     request: Request,
     fds: Vec<OwnedFd>,
     guests: &Result<Rc<dyn Guests>, String>,
-) -> Reply {
+) -> (Reply, Vec<OwnedFd>) {
     let done = match request {
-        Request::Create(request) => {
-            return match create(&request, fds, guests) {
-                Ok(pid) => Reply::Created(pid),
-                Err(reason) => Reply::Failed(reason),
-            };
-        }
+        Request::Create(request) => create(&request, fds, guests).map(Reply::Created),
         Request::Exec {
             exec: request,
             init,
         } => {
-            let done = guests
+            let added = guests
                 .clone()
                 .and_then(|guests| exec::exec(request, init, fds, guests));
-            return match done {
-                Ok(pid) => Reply::Created(pid),
-                Err(reason) => Reply::Failed(reason),
-            };
+            match added {
+                Ok((pid, handle)) => return (Reply::Added(pid), vec![handle]),
+                Err(reason) => Err(reason),
+            }
         }
-        Request::Start(target) => start(&target),
-        Request::Delete(target) => delete(&target),
+        Request::Start(target) => start(&target).map(|()| Reply::Done),
+        Request::Delete(target) => delete(&target).map(|()| Reply::Done),
     };
-    match done {
-        Ok(()) => Reply::Done,
-        Err(reason) => Reply::Failed(reason),
-    }
+    (done.unwrap_or_else(Reply::Failed), Vec::new())
 }
 
 fn create(

@@ -68,8 +68,10 @@ pub struct Create {
 /// What the zygote's helpers answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    /// The container is created, or the process added, and this is its pid.
+    /// The container is created, and this is its init.
     Created(i32),
+    /// The process is added, and this is its pid; a pidfd of it comes along.
+    Added(i32),
     /// It is done.
     Done,
     /// It failed, and why.
@@ -120,7 +122,7 @@ impl Zygote {
         &self,
         request: &Request,
         fds: &[BorrowedFd<'_>],
-    ) -> io::Result<Reply> {
+    ) -> io::Result<(Reply, Vec<OwnedFd>)> {
         let (ours, theirs) = message::pair()?;
         let mut all = vec![theirs.as_fd()];
         all.extend_from_slice(fds);
@@ -129,7 +131,7 @@ impl Zygote {
         })?;
         drop(theirs);
         match AsyncSocket::new(ours)?.receive().await? {
-            Some((reply, _)) => Ok(reply),
+            Some(answer) => Ok(answer),
             None => Err(io::Error::other(
                 "the process that was to do it died before it answered; the shim's log may say why",
             )),
@@ -163,8 +165,9 @@ fn serve(socket: &OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) 
                     sys::exit_now(1);
                 }
                 let _ = prctl::set_name(c"lighter-helper");
-                let reply = helper::run(request, fds.collect(), &guests);
-                if let Err(error) = message::send(&reply_to, &reply, &[]) {
+                let (reply, fds) = helper::run(request, fds.collect(), &guests);
+                let fds: Vec<BorrowedFd> = fds.iter().map(OwnedFd::as_fd).collect();
+                if let Err(error) = message::send(&reply_to, &reply, &fds) {
                     log::error!("nobody takes the answer {reply:?}: {error}");
                 }
                 sys::exit_now(0);
