@@ -6,9 +6,9 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::{
     api::{
-        CheckpointTaskRequest, ConnectRequest, CreateTaskRequest, DeleteRequest,
-        ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, ResizePtyRequest,
-        ResumeRequest, StartRequest, StateRequest, StatsRequest, UpdateTaskRequest, WaitRequest,
+        CheckpointTaskRequest, ConnectRequest, CreateTaskRequest, DeleteRequest, KillRequest,
+        PauseRequest, PidsRequest, ResizePtyRequest, ResumeRequest, StartRequest, StateRequest,
+        StatsRequest, UpdateTaskRequest, WaitRequest,
     },
     ttrpc::Code,
 };
@@ -225,10 +225,6 @@ fn calls_that_are_not_there() -> Result<()> {
             .map(|answer| (name, answer))
     };
     let answers = [
-        context(
-            "Exec",
-            refusal(tasks.exec(deadline(), &request!(ExecProcessRequest { id: id.clone() }))),
-        )?,
         context(
             "Checkpoint",
             refusal(tasks.checkpoint(
