@@ -158,7 +158,7 @@ fn confinement(engine: &Containerd) -> Result<()> {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
     });
-    for no_new_privileges in [false, true] {
+    for (no_new_privileges, uid) in [(false, 0), (true, 0), (false, 1000), (true, 1000)] {
         let look = |runtime: &str, in_exec: bool| -> Result<String> {
             let rootfs = Rootfs::guests()?;
             let builder = engine.container(&rootfs).runtime(runtime).spec(|spec| {

@@ -85,7 +85,7 @@ pub(crate) fn exec(
             .set_rlimit(rlimit)
             .map_err(|error| format!("setting the limit {}: {error}", rlimit.typ()))?;
     }
-    join_namespaces(init, &init_handle)?;
+    join_namespaces(init, &init_handle, syscall.as_ref())?;
     drop(init_handle);
     // A process gets into a pid namespace only by birth.
     let born = sys::clone_sibling().map_err(|error| format!("cloning the process: {error}"))?;
@@ -136,7 +136,7 @@ fn join_cgroup(init: i32) -> Result<(), String> {
     cgroup.join().map_err(|error| error.to_string())
 }
 
-fn join_namespaces(init: i32, handle: &OwnedFd) -> Result<(), String> {
+fn join_namespaces(init: i32, handle: &OwnedFd, syscall: &dyn Syscall) -> Result<(), String> {
     let error =
         |error: &dyn std::fmt::Display| format!("joining the container's namespaces: {error}");
     let user = |process: &str| -> io::Result<u64> {
@@ -151,7 +151,7 @@ fn join_namespaces(init: i32, handle: &OwnedFd) -> Result<(), String> {
     setns(handle.as_fd(), namespaces).map_err(|reason| error(&reason))?;
     if ours != theirs {
         // Its root, whose ids are mapped, unlike the ones from outside.
-        become_id(0, 0).map_err(|reason| error(&reason))?;
+        become_id(0, 0, syscall)?;
     }
     Ok(())
 }
@@ -186,7 +186,7 @@ fn become_user(spec: &Spec, process: &Process, syscall: &dyn Syscall) -> Result<
     let entered = enter(process.cwd());
     set_groups(process)?;
     let (uid, gid) = (process.user().uid(), process.user().gid());
-    become_id(uid, gid).map_err(|error| format!("becoming user {uid} and group {gid}: {error}"))?;
+    become_id(uid, gid, syscall)?;
     syscall
         .close_range(0)
         .map_err(|error| format!("marking descriptors to be closed: {error}"))?;
@@ -207,10 +207,8 @@ fn become_user(spec: &Spec, process: &Process, syscall: &dyn Syscall) -> Result<
     } else {
         filter()?;
     }
-    let dropped = capabilities::reset_effective(syscall).and_then(|()| {
-        process.capabilities().as_ref().map_or(Ok(()), |given| {
-            capabilities::drop_privileges(given, syscall)
-        })
+    let dropped = process.capabilities().as_ref().map_or(Ok(()), |given| {
+        capabilities::drop_privileges(given, syscall)
     });
     dropped.map_err(|error| format!("setting its capabilities: {error}"))?;
     if entered.is_err() {
@@ -234,12 +232,22 @@ fn enter(cwd: &Path) -> Result<(), String> {
     }
 }
 
-/// Becomes a user and group for good, with the permitted capabilities kept.
-fn become_id(uid: u32, gid: u32) -> Result<(), Errno> {
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    set_keepcaps(true)?;
-    setresgid(gid, gid, gid)?;
-    setresuid(uid, uid, uid)
+/// Becomes a user and group for good, with the permitted capabilities kept and effective.
+fn become_id(uid: u32, gid: u32, syscall: &dyn Syscall) -> Result<(), String> {
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    let become_them = || -> Result<(), Errno> {
+        set_keepcaps(true)?;
+        setresgid(group, group, group)?;
+        setresuid(user, user, user)?;
+        set_keepcaps(false)
+    };
+    become_them()
+        .map_err(|error| error.to_string())
+        .and_then(|()| {
+            // setresuid(2) from root to another clears what is effective.
+            capabilities::reset_effective(syscall).map_err(|error| error.to_string())
+        })
+        .map_err(|error| format!("becoming user {uid} and group {gid}: {error}"))
 }
 
 fn set_groups(process: &Process) -> Result<(), String> {
