@@ -14,6 +14,7 @@ use containerd_client::{
     types::v1::Process,
 };
 use nix::sys::signal::Signal;
+use prost::Message;
 use prost_types::{Any, Timestamp};
 use serde_json::{Value, json};
 
@@ -30,6 +31,13 @@ use crate::{
 pub const WASMTIME: &str = "io.containerd.wasmtime.v1";
 /// containerd's own runtime, the model for every behaviour of tasks.
 pub const RUNC: &str = "io.containerd.runc.v2";
+
+/// `containerd.runc.v1.ProcessDetails`, what is told of a process in a list.
+#[derive(Clone, PartialEq, Message)]
+struct ProcessDetails {
+    #[prost(string, tag = "1")]
+    exec_id: String,
+}
 
 /// How a process ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -577,6 +585,14 @@ impl Container<'_> {
     /// # Errors
     /// The answer of the call.
     pub fn pids(&self) -> Result<Vec<u32>> {
+        Ok(self.processes()?.into_iter().map(|(pid, _)| pid).collect())
+    }
+
+    /// The task's processes, with the exec id of those that have one.
+    ///
+    /// # Errors
+    /// The answer of the call, or one that cannot be read.
+    pub fn processes(&self) -> Result<Vec<(u32, Option<String>)>> {
         let request = ListPidsRequest {
             container_id: self.id.clone(),
         };
@@ -587,12 +603,16 @@ impl Container<'_> {
                 .list_pids(self.engine.request(request)),
         )
         .with_context(|| format!("list the processes of {}", self.id))?;
-        Ok(answer
-            .into_inner()
-            .processes
-            .iter()
-            .map(|p| p.pid)
-            .collect())
+        let processes = answer.into_inner().processes.into_iter();
+        processes
+            .map(|process| {
+                let details = process.info.map(|info| {
+                    anyhow::ensure!(info.type_url == "containerd.runc.v1.ProcessDetails");
+                    Ok(ProcessDetails::decode(info.value.as_slice())?.exec_id)
+                });
+                Ok((process.pid, details.transpose()?))
+            })
+            .collect()
     }
 
     /// The task's figures: the message as the shim sent it.

@@ -140,6 +140,8 @@ fn wrong_states(engine: &Containerd) -> Result<()> {
         answers.push(("pause paused", answer(container.pause())?));
         answers.push(("start paused", answer(container.start())?));
         answers.push(("delete paused", answer(container.delete())?));
+        let exec = container.exec(["/bin/true"])?.add();
+        answers.push(("exec paused", answer(exec)?));
         container.resume()?;
         container.pause()?;
         container.resume()?;
@@ -159,10 +161,10 @@ fn wrong_states(engine: &Containerd) -> Result<()> {
             .all(|(_, answer)| answer.starts_with("Unknown ") && answer.contains("cannot")),
         "{right:?}"
     );
-    assert_eq!(answers(WASMTIME, &["/bin/sleep", "1000"])?[..8], right[..8]);
+    assert_eq!(answers(WASMTIME, &["/bin/sleep", "1000"])?[..9], right[..9]);
     let guest = answers(WASMTIME, &["/tool.wasm", "sleep", "1000"])?;
-    assert_eq!(guest[..8], right[..8]);
-    assert!(guest[8].1.starts_with("NotFound"), "{guest:?}");
+    assert_eq!(guest[..9], right[..9]);
+    assert!(guest[9].1.starts_with("NotFound"), "{guest:?}");
     Ok(())
 }
 

@@ -247,6 +247,11 @@ impl ExecProcess {
         self.stdio.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The exec id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// The pid; 0 before the start.
     pub fn pid(&self) -> u32 {
         self.process

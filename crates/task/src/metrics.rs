@@ -8,8 +8,7 @@ use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::protobuf::{MessageField, MessageFull};
 
 /// Packs figures into the message that containerd's clients know for their cgroup version:
-/// `io.containerd.cgroups.v1.Metrics` or `io.containerd.cgroups.v2.Metrics`. As everywhere in
-/// containerd, the type URL is the bare name of the message (containerd/typeurl).
+/// `io.containerd.cgroups.v1.Metrics` or `io.containerd.cgroups.v2.Metrics`.
 pub fn to_any(stats: Stats) -> Any {
     match stats {
         Stats::V1(metrics) => pack(&v1_metrics(metrics)),
@@ -17,7 +16,9 @@ pub fn to_any(stats: Stats) -> Any {
     }
 }
 
-fn pack<M: MessageFull>(message: &M) -> Any {
+/// A message as one of any kind. As everywhere in containerd, the type URL is the bare name of the
+/// message (containerd/typeurl).
+pub fn pack<M: MessageFull>(message: &M) -> Any {
     Any {
         type_url: M::descriptor().full_name().to_owned(),
         // Only proto2's required fields can be missing.

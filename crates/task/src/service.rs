@@ -15,6 +15,7 @@ use containerd_shim::api::{
 };
 use containerd_shim::protos::protobuf::MessageField;
 use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
+use containerd_shim::protos::shim::oci::ProcessDetails;
 use containerd_shim::protos::types::task::ProcessInfo;
 use containerd_shim::{TtrpcContext, TtrpcResult};
 use tokio::sync::Notify;
@@ -233,14 +234,23 @@ impl containerd_shim::Task for Service {
                 .map_err(|error| Error::Unknown(error.to_string()))?,
             None => return Err(Error::NotFound("cgroup does not exist".into()).into()),
         };
-        Ok(PidsResponse {
-            processes: pids
-                .into_iter()
-                .map(|pid| ProcessInfo {
-                    pid,
-                    ..ProcessInfo::default()
+        let execs = task.execs();
+        let processes = pids.into_iter().map(|pid| {
+            let exec = execs.iter().find(|exec| exec.pid() == pid);
+            let details = exec.map(|exec| {
+                metrics::pack(&ProcessDetails {
+                    exec_id: exec.id().to_owned(),
+                    ..ProcessDetails::default()
                 })
-                .collect(),
+            });
+            ProcessInfo {
+                pid,
+                info: MessageField::from_option(details),
+                ..ProcessInfo::default()
+            }
+        });
+        Ok(PidsResponse {
+            processes: processes.collect(),
             ..PidsResponse::default()
         })
     }
