@@ -7,8 +7,8 @@ use containerd_client::{
     services::v1::{
         CloseIoRequest, Container as Record, CreateContainerRequest, CreateTaskRequest,
         DeleteContainerRequest, DeleteTaskRequest, GetRequest, KillRequest, ListPidsRequest,
-        MetricsRequest, PauseTaskRequest, ResumeTaskRequest, StartRequest, UpdateTaskRequest,
-        WaitRequest, container::Runtime,
+        MetricsRequest, PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest,
+        UpdateTaskRequest, WaitRequest, container::Runtime,
     },
     tonic::{Code, Status},
     types::v1::Process,
@@ -98,6 +98,7 @@ pub struct Builder<'a> {
     input: Input,
     spec: Value,
     streams: Option<[String; 3]>,
+    terminal: bool,
     rootfs_mounts: Option<Vec<containerd_client::types::Mount>>,
 }
 
@@ -114,6 +115,7 @@ impl Containerd {
             options: None,
             input: Input::None,
             streams: None,
+            terminal: false,
             rootfs_mounts: None,
         }
     }
@@ -154,6 +156,12 @@ impl<'a> Builder<'a> {
     pub fn streams(mut self, stdin: &str, stdout: &str, stderr: &str) -> Self {
         self.streams = Some([stdin.to_owned(), stdout.to_owned(), stderr.to_owned()]);
         self
+    }
+
+    /// Gives the process a terminal.
+    pub fn terminal(mut self) -> Self {
+        self.terminal = true;
+        self.spec(|spec| spec["process"]["terminal"] = json!(true))
     }
 
     /// Sends these mounts for the rootfs in place of the snapshot's.
@@ -273,6 +281,7 @@ impl<'a> Builder<'a> {
             mounts: self.rootfs_mounts.unwrap_or(mounts),
             stdio: None,
             streams: self.streams,
+            terminal: self.terminal,
             input: self.input,
             record: false,
             task: false,
@@ -361,6 +370,7 @@ pub struct Container<'a> {
     mounts: Vec<containerd_client::types::Mount>,
     stdio: Option<Stdio>,
     streams: Option<[String; 3]>,
+    terminal: bool,
     input: Input,
     record: bool,
     task: bool,
@@ -401,7 +411,7 @@ impl Container<'_> {
             None => {
                 let stdio = match self.stdio.take() {
                     Some(stdio) => stdio,
-                    None => Stdio::new(self.engine.folder(), self.input.clone())?,
+                    None => Stdio::new(self.engine.folder(), self.input.clone(), self.terminal)?,
                 };
                 let stdio = self.stdio.insert(stdio);
                 [
@@ -417,6 +427,7 @@ impl Container<'_> {
             stdin,
             stdout,
             stderr,
+            terminal: self.terminal,
             ..Default::default()
         };
         let mut tasks = self.engine.client().tasks();
@@ -555,6 +566,27 @@ impl Container<'_> {
                 .update(self.engine.request(request)),
         )
         .with_context(|| format!("update the task {}", self.id))?;
+        Ok(())
+    }
+
+    /// Sets the size of the terminal of the init process, or of another by its id.
+    ///
+    /// # Errors
+    /// The answer of the call.
+    pub fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<()> {
+        let request = ResizePtyRequest {
+            container_id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            width: columns,
+            height: rows,
+        };
+        call(
+            self.engine
+                .client()
+                .tasks()
+                .resize_pty(self.engine.request(request)),
+        )
+        .with_context(|| format!("resize the terminal of {}", self.id))?;
         Ok(())
     }
 

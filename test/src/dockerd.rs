@@ -38,7 +38,7 @@ use nix::{
 };
 
 use crate::{
-    Network, Version,
+    Network, Terminal, Version,
     poll::eventually,
     rootfs::run,
     version::{built_programs, guest, tools},
@@ -122,7 +122,7 @@ const GUESTS: &[&str] = &[
     "tcp-echo.wasm",
 ];
 const APPLETS: &[&str] = &[
-    "cat", "env", "grep", "id", "nc", "pwd", "sh", "sleep", "tail", "wget",
+    "cat", "env", "grep", "id", "nc", "pwd", "sh", "sleep", "stty", "tail", "tty", "wget",
 ];
 
 /// The daemon's address for clients in its [`Dockerd::outside`].
@@ -352,17 +352,30 @@ impl Dockerd {
     /// The `docker` command, its output piped.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", LIMIT]).arg(&self.client);
+        self.with_args(&mut command, args);
+        command.stdout(Stdio::piped());
         command
-            .args(["--kill-after=5", LIMIT])
-            .arg(&self.client)
+    }
+
+    /// The `docker` command in a terminal of this size.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn terminal(&self, args: &[&str], rows: u16, columns: u16) -> Result<Terminal> {
+        let mut command = Command::new(&self.client);
+        self.with_args(&mut command, args);
+        Terminal::run(&command, rows, columns)
+    }
+
+    fn with_args(&self, command: &mut Command, args: &[&str]) {
+        command
             .args(args)
             .env(
                 "DOCKER_HOST",
                 format!("unix://{}/docker.sock", self.folder.display()),
             )
-            .env("DOCKER_CONFIG", self.folder.join("client"))
-            .stdout(Stdio::piped());
-        command
+            .env("DOCKER_CONFIG", self.folder.join("client"));
     }
 
     /// What of the containers is on the machine now, one line each: processes,

@@ -23,6 +23,7 @@ pub struct ExecBuilder<'a> {
     id: String,
     process: Value,
     input: Input,
+    terminal: bool,
 }
 
 /// A process that was added to a container. Dropping it kills and deletes it.
@@ -51,6 +52,7 @@ impl Container<'_> {
             id: self.engine().new_id("exec"),
             process,
             input: Input::None,
+            terminal: false,
         })
     }
 }
@@ -79,20 +81,26 @@ impl<'a> ExecBuilder<'a> {
         self
     }
 
+    /// Gives the process a terminal.
+    pub fn terminal(mut self) -> Self {
+        self.terminal = true;
+        self.with("/terminal", json!(true))
+    }
+
     /// Adds the process; it is not started.
     ///
     /// # Errors
     /// The answer of the call.
     pub fn add(self) -> Result<Exec<'a>> {
         let engine = self.container.engine();
-        let stdio = Stdio::new(engine.folder(), self.input)?;
+        let stdio = Stdio::new(engine.folder(), self.input, self.terminal)?;
         let request = ExecProcessRequest {
             container_id: self.container.id().to_owned(),
             exec_id: self.id.clone(),
             stdin: stdio.stdin_path(),
             stdout: stdio.path("stdout"),
             stderr: stdio.path("stderr"),
-            terminal: false,
+            terminal: self.terminal,
             spec: Some(Any {
                 type_url: TYPE_URL.to_owned(),
                 value: self.process.to_string().into_bytes(),
@@ -186,6 +194,14 @@ impl Exec<'_> {
         call(engine.client().tasks().kill(engine.request(request)))
             .with_context(|| format!("kill {}", self.id))?;
         Ok(())
+    }
+
+    /// Sets the size of the process's terminal.
+    ///
+    /// # Errors
+    /// The answer of the call.
+    pub fn resize(&self, rows: u32, columns: u32) -> Result<()> {
+        self.container.resize(&self.id, rows, columns)
     }
 
     /// The process's state.

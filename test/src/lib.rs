@@ -42,7 +42,7 @@
 //!   container under [`WASMTIME`] or [`RUNC`]; [`code`] gives an error's code.
 //! - [`events`]: what the daemon told about a container's task.
 //! - [`options`]: the runtime options of clients. [`metrics`]: the figures.
-//!   [`module`]: small and broken modules.
+//!   [`module`]: small and broken modules. [`Terminal`]: a person's terminal.
 //! - [`cri`]: pods and their containers, as a kubelet runs them.
 //! - [`each_containerd!`]: makes of test functions one test a version.
 //!
@@ -70,6 +70,7 @@ mod runtime;
 pub mod shim;
 pub mod spec;
 mod stdio;
+mod terminal;
 mod version;
 
 pub use container::{Builder, Container, Exit, Output, RUNC, WASMTIME, code};
@@ -79,6 +80,7 @@ pub use network::Network;
 pub use poll::eventually;
 pub use rootfs::{Rootfs, run};
 pub use stdio::Input;
+pub use terminal::{CTRL_C, CTRL_D, DETACH, Terminal};
 pub use version::{Version, built_programs, guest, repository, target, tools};
 
 /// Makes one test of each function for every version of containerd, in a module

@@ -65,9 +65,10 @@ impl Rootfs {
     /// [`Rootfs::base`] with busybox and its applets in /bin.
     pub fn busybox() -> Self {
         const APPLETS: &[&str] = &[
-            "cat", "chmod", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "ip",
-            "kill", "ln", "ls", "mkdir", "mount", "nc", "ping", "printf", "ps", "pwd", "readlink",
-            "sh", "sleep", "stat", "tail", "test", "touch", "true", "umount", "wc", "wget", "yes",
+            "cat", "chmod", "cut", "dd", "echo", "env", "false", "grep", "head", "hostname", "id",
+            "ip", "kill", "ln", "ls", "mkdir", "mount", "nc", "ping", "printf", "ps", "pwd",
+            "readlink", "sh", "sleep", "stat", "stty", "tail", "test", "touch", "true", "tty",
+            "umount", "wc", "wget", "yes",
         ];
         let mut rootfs = Self::base()
             .folder("/bin", 0o755)

@@ -30,15 +30,18 @@ pub struct Stdio {
     folder: tempfile::TempDir,
     stdin: Option<Feeder>,
     stdout: Reader,
-    stderr: Reader,
+    /// `None` with a terminal, which has one output.
+    stderr: Option<Reader>,
 }
 
 impl Stdio {
-    /// Makes the FIFOs in a new folder inside `parent` and begins to serve them.
+    /// Makes the FIFOs in a new folder inside `parent` and begins to serve them; with a
+    /// `terminal` there is none for the standard error, whose path is given all the same,
+    /// as containerd's clients do.
     ///
     /// # Errors
     /// A FIFO that cannot be made.
-    pub fn new(parent: &Path, input: Input) -> Result<Self> {
+    pub fn new(parent: &Path, input: Input, terminal: bool) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("stdio-")
             .tempdir_in(parent)?;
@@ -61,7 +64,10 @@ impl Stdio {
         Ok(Self {
             stdin,
             stdout: Reader::start(fifo("stdout")?),
-            stderr: Reader::start(fifo("stderr")?),
+            stderr: match terminal {
+                true => None,
+                false => Some(Reader::start(fifo("stderr")?)),
+            },
             folder,
         })
     }
@@ -93,13 +99,15 @@ impl Stdio {
 
     /// What came on the standard error until now.
     pub fn stderr(&self) -> Vec<u8> {
-        self.stderr.bytes()
+        self.stderr.as_ref().map(Reader::bytes).unwrap_or_default()
     }
 
     /// Waits until the task's side has closed both output streams.
     pub fn drain(&mut self) {
         self.stdout.join();
-        self.stderr.join();
+        if let Some(stderr) = &mut self.stderr {
+            stderr.join();
+        }
     }
 }
 
@@ -108,7 +116,10 @@ impl Drop for Stdio {
         // A thread still waits in open() when the shim never came to open its
         // end, and in read() when one is left open: each wakes when the other
         // end is opened and closed here.
-        for reader in [&mut self.stdout, &mut self.stderr] {
+        for reader in [Some(&self.stdout), self.stderr.as_ref()]
+            .into_iter()
+            .flatten()
+        {
             let _ = OpenOptions::new()
                 .write(true)
                 .custom_flags(OFlag::O_NONBLOCK.bits())

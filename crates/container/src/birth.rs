@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
@@ -13,7 +14,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use crate::exec::Exec;
 use crate::message::{self, AsyncSocket};
 use crate::program::{FromInit, ToInit};
-use crate::stdio::ContainerStdio;
+use crate::stdio::{Console, ProcessStdio};
 use crate::zygote::{Create, Reply, Request, Target, Zygote};
 use crate::{birthmark, sys};
 
@@ -59,16 +60,17 @@ pub struct Container {
 
 impl Container {
     /// Builds a container up to where the OCI runtime spec says "created". `artifact` turns an
-    /// open wasm file, and its path for messages, into its native code.
+    /// open wasm file, and its path for messages, into its native code. Returns the process's
+    /// terminal, too, if it has one.
     ///
     /// # Errors
     /// The reason, with nothing left behind.
     pub async fn create<F>(
         zygote: &Zygote,
         create: Create,
-        stdio: ContainerStdio,
+        stdio: ProcessStdio,
         artifact: impl Fn(File, String) -> F,
-    ) -> Result<Self, String>
+    ) -> Result<(Self, Option<Console>), String>
     where
         F: Future<Output = Result<File, String>>,
     {
@@ -80,18 +82,11 @@ impl Container {
             .map_err(|error| format!("locking the bundle: {error}"))?;
         let target = create.target.clone();
         let request = Request::Create(create);
-        let fds = [
-            theirs.as_fd(),
-            stdio.stdin.as_fd(),
-            stdio.stdout.as_fd(),
-            stdio.stderr.as_fd(),
-            birthmark.as_fd(),
-        ];
+        let mut fds = vec![theirs.as_fd(), birthmark.as_fd()];
+        fds.extend(stdio.streams());
         let mut call = pin!(async {
             let answer = zygote.call(&request, &fds).await;
-            answer
-                .map(|(reply, _)| reply)
-                .map_err(|error| error.to_string())
+            answer.map_err(|error| error.to_string())
         });
         let mut told = None;
         loop {
@@ -102,9 +97,12 @@ impl Container {
                     said => answer(&init, said, &artifact).await,
                 },
                 reply = &mut call => return match reply? {
-                    Reply::Created(pid) => Self::created(zygote, target, pid, init).await,
-                    Reply::Failed(reason) => Err(told.unwrap_or(reason)),
-                    Reply::Added(_) | Reply::Done => {
+                    (Reply::Created(pid), fds) => {
+                        let master = fds.into_iter().next();
+                        Self::created(zygote, target, pid, init, master).await
+                    }
+                    (Reply::Failed(reason), _) => Err(told.unwrap_or(reason)),
+                    (Reply::Added(_) | Reply::Done, _) => {
                         Err("the zygote answered a create with something else".to_owned())
                     }
                 },
@@ -117,21 +115,25 @@ impl Container {
         target: Target,
         pid: i32,
         init: AsyncSocket,
-    ) -> Result<Self, String> {
-        match Process::new(pid) {
-            Ok(process) => Ok(Self {
-                target,
-                init: process,
-                socket: init,
-            }),
-            // Ended, reaped, and its pid perhaps given to another.
-            Err(error) => {
-                let ended = format!("the container's init ended at once ({error})");
-                match ask(zygote, &Request::Delete(target)).await {
-                    Ok(()) => Err(ended),
-                    Err(leftover) => Err(format!("{ended}, and left something: {leftover}")),
-                }
+        master: Option<OwnedFd>,
+    ) -> Result<(Self, Option<Console>), String> {
+        // Without a process it has ended, been reaped, and its pid perhaps given to another.
+        let taken = Process::new(pid)
+            .map_err(|error| format!("the container's init ended at once ({error})"))
+            .and_then(|process| Ok((process, console(master)?)));
+        match taken {
+            Ok((process, console)) => {
+                let container = Self {
+                    target,
+                    init: process,
+                    socket: init,
+                };
+                Ok((container, console))
             }
+            Err(reason) => match ask(zygote, &Request::Delete(target)).await {
+                Ok(()) => Err(reason),
+                Err(leftover) => Err(format!("{reason}, and left something: {leftover}")),
+            },
         }
     }
 
@@ -150,7 +152,8 @@ impl Container {
     }
 
     /// Adds a process to the container, which must not have ended, and lets it run. `artifact` is
-    /// that of [`Container::create`]. `born` is called with the process as soon as there is one.
+    /// that of [`Container::create`]. `born` is called with the process, and its terminal if it has
+    /// one, as soon as there is one.
     ///
     /// # Errors
     /// Why it does not run; if it was born, it ends by itself.
@@ -158,9 +161,9 @@ impl Container {
         &self,
         zygote: &Zygote,
         exec: Exec,
-        stdio: ContainerStdio,
+        stdio: ProcessStdio,
         artifact: impl Fn(File, String) -> F,
-        born: impl FnOnce(Process),
+        born: impl FnOnce(Process, Option<Console>),
     ) -> Result<(), String>
     where
         F: Future<Output = Result<File, String>>,
@@ -172,20 +175,27 @@ impl Container {
             exec,
             init: self.init.pid.as_raw(),
         };
-        let fds = [
-            theirs.as_fd(),
-            stdio.stdin.as_fd(),
-            stdio.stdout.as_fd(),
-            stdio.stderr.as_fd(),
-            self.init.handle.as_fd(),
-        ];
+        let mut fds = vec![theirs.as_fd(), self.init.handle.as_fd()];
+        fds.extend(stdio.streams());
         let replied = zygote.call(&request, &fds).await;
         let (reply, fds) = replied.map_err(|error| error.to_string())?;
-        match (reply, fds.into_iter().next()) {
-            (Reply::Added(pid), Some(handle)) => born(Process {
-                pid: Pid::from_raw(pid),
-                handle,
-            }),
+        let mut fds = fds.into_iter();
+        match (reply, fds.next()) {
+            (Reply::Added(pid), Some(handle)) => {
+                let process = Process {
+                    pid: Pid::from_raw(pid),
+                    handle,
+                };
+                match console(fds.next()) {
+                    Ok(console) => born(process, console),
+                    Err(reason) => {
+                        // It may be gone already.
+                        let _ = process.signal(Signal::SIGKILL as i32);
+                        born(process, None);
+                        return Err(reason);
+                    }
+                }
+            }
             (Reply::Failed(reason), _) => return Err(reason),
             _ => return Err("the zygote answered an exec with something else".to_owned()),
         }
@@ -215,6 +225,14 @@ impl Container {
     pub async fn delete(&self, zygote: &Zygote) -> Result<(), String> {
         ask(zygote, &Request::Delete(self.target.clone())).await
     }
+}
+
+/// The terminal of this master, if there is one, in the daemon's hands.
+fn console(master: Option<OwnedFd>) -> Result<Option<Console>, String> {
+    master
+        .map(Console::new)
+        .transpose()
+        .map_err(|error| format!("serving the process's terminal: {error}"))
 }
 
 async fn ask(zygote: &Zygote, request: &Request) -> Result<(), String> {

@@ -28,6 +28,7 @@ use crate::cgroup::Cgroup;
 use crate::guest::Guests;
 use crate::home;
 use crate::program::{Launcher, invocation};
+use crate::stdio::Pty;
 use crate::sys;
 
 /// The process to add to a container.
@@ -37,6 +38,18 @@ pub struct Exec {
     pub bundle: std::path::PathBuf,
     /// The process (OCI runtime spec, `process`).
     pub process: Process,
+    /// Whether it gets a terminal.
+    pub terminal: bool,
+}
+
+/// What has come of an [`Exec`].
+pub(crate) struct Added {
+    /// The process.
+    pub(crate) pid: i32,
+    /// A pidfd of it.
+    pub(crate) handle: OwnedFd,
+    /// The master of its terminal, if it has one.
+    pub(crate) master: Option<OwnedFd>,
 }
 
 /// The namespaces of a container that setns(2) joins by the pidfd of its init; the user namespace
@@ -53,7 +66,7 @@ const NAMESPACES: [CloneFlags; 7] = [
 ];
 
 /// Carries out `request` for the container whose init is `init`, a pid here, and `init_handle`.
-/// Returns the new process's pid and a pidfd of it; from then on the process itself tells the daemon of its fate.
+/// From its return on the new process itself tells the daemon of its fate.
 ///
 /// # Errors
 /// Why there is no such process.
@@ -62,9 +75,11 @@ pub(crate) fn exec(
     init: i32,
     fds: Vec<OwnedFd>,
     guests: Rc<dyn Guests>,
-) -> Result<(i32, OwnedFd), String> {
-    let [daemon, stdin, stdout, stderr, init_handle] = <[OwnedFd; 5]>::try_from(fds)
-        .map_err(|fds| format!("exec needs five descriptors and got {}", fds.len()))?;
+) -> Result<Added, String> {
+    let mut fds = fds.into_iter();
+    let (Some(daemon), Some(init_handle)) = (fds.next(), fds.next()) else {
+        return Err("exec came without its descriptors".to_owned());
+    };
     let spec = Bundle::load(&request.bundle)
         .map_err(|error| error.to_string())?
         .spec;
@@ -87,16 +102,31 @@ pub(crate) fn exec(
     }
     join_namespaces(init, &init_handle, syscall.as_ref())?;
     drop(init_handle);
+    let terminal = if request.terminal {
+        Some(Pty::open(process, Uid::from_raw(process.user().uid()))?)
+    } else {
+        None
+    };
     // A process gets into a pid namespace only by birth.
     let born = sys::clone_sibling().map_err(|error| format!("cloning the process: {error}"))?;
     if let Some((pid, handle)) = born {
-        return Ok((pid.as_raw(), handle));
+        return Ok(Added {
+            pid: pid.as_raw(),
+            handle,
+            master: terminal.map(|terminal| terminal.master),
+        });
     }
     let launcher = Launcher::new(guests, daemon);
     let run = || -> Result<std::convert::Infallible, String> {
         setsid().map_err(|error| format!("starting a session: {error}"))?;
-        take_stdio([stdin, stdout, stderr])
-            .map_err(|error| format!("taking its stdio: {error}"))?;
+        match terminal {
+            Some(Pty { terminal, master }) => {
+                drop(master);
+                take_terminal(&terminal)
+            }
+            None => take_streams(fds),
+        }
+        .map_err(|error| format!("taking its stdio: {error}"))?;
         become_user(&spec, &request.process, syscall.as_ref())?;
         home::add(&mut request.process, || fs::File::open("/etc/passwd"));
         let program = launcher.resolve(&request.process)?;
@@ -156,10 +186,22 @@ fn join_namespaces(init: i32, handle: &OwnedFd, syscall: &dyn Syscall) -> Result
     Ok(())
 }
 
-fn take_stdio([stdin, stdout, stderr]: [OwnedFd; 3]) -> io::Result<()> {
+fn take_streams(mut fds: impl Iterator<Item = OwnedFd>) -> io::Result<()> {
+    let (Some(stdin), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else {
+        return Err(io::Error::other("they did not come along"));
+    };
     rustix::stdio::dup2_stdin(stdin)?;
     rustix::stdio::dup2_stdout(stdout)?;
     rustix::stdio::dup2_stderr(stderr)?;
+    Ok(())
+}
+
+/// Makes `terminal` that of this process, which leads a session, and of what it starts.
+fn take_terminal(terminal: &OwnedFd) -> io::Result<()> {
+    rustix::process::ioctl_tiocsctty(terminal)?;
+    rustix::stdio::dup2_stdin(terminal)?;
+    rustix::stdio::dup2_stdout(terminal)?;
+    rustix::stdio::dup2_stderr(terminal)?;
     Ok(())
 }
 

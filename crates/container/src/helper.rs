@@ -23,6 +23,7 @@ use crate::guest::Guests;
 use crate::init::Init;
 use crate::program::Launcher;
 use crate::rootfs;
+use crate::stdio::{ConsoleSocket, Pty};
 use crate::zygote::{Create, Reply, Request, Target};
 use crate::{capture, exec};
 
@@ -33,47 +34,61 @@ pub(crate) fn run(
     guests: &Result<Rc<dyn Guests>, String>,
 ) -> (Reply, Vec<OwnedFd>) {
     let done = match request {
-        Request::Create(request) => create(&request, fds, guests).map(Reply::Created),
+        Request::Create(request) => create(&request, fds, guests)
+            .map(|(pid, master)| (Reply::Created(pid), Vec::from_iter(master))),
         Request::Exec {
             exec: request,
             init,
-        } => {
-            let added = guests
-                .clone()
-                .and_then(|guests| exec::exec(request, init, fds, guests));
-            match added {
-                Ok((pid, handle)) => return (Reply::Added(pid), vec![handle]),
-                Err(reason) => Err(reason),
-            }
-        }
-        Request::Start(target) => start(&target).map(|()| Reply::Done),
-        Request::Delete(target) => delete(&target).map(|()| Reply::Done),
+        } => guests
+            .clone()
+            .and_then(|guests| exec::exec(request, init, fds, guests))
+            .map(|added| {
+                let fds = [Some(added.handle), added.master];
+                (Reply::Added(added.pid), fds.into_iter().flatten().collect())
+            }),
+        Request::Start(target) => start(&target).map(|()| (Reply::Done, Vec::new())),
+        Request::Delete(target) => delete(&target).map(|()| (Reply::Done, Vec::new())),
     };
-    (done.unwrap_or_else(Reply::Failed), Vec::new())
+    done.unwrap_or_else(|reason| (Reply::Failed(reason), Vec::new()))
 }
 
+/// Builds a container; returns its init's pid, and the master of its terminal if it has one.
 fn create(
     request: &Create,
     fds: Vec<OwnedFd>,
     guests: &Result<Rc<dyn Guests>, String>,
-) -> Result<i32, String> {
+) -> Result<(i32, Option<OwnedFd>), String> {
     let guests = guests.clone()?;
     // The birthmark is open until this process ends, and in those that it clones until they run
     // the entrypoint.
-    let [daemon, stdin, stdout, stderr, _birthmark] = <[OwnedFd; 5]>::try_from(fds)
-        .map_err(|fds| format!("create needs five descriptors and got {}", fds.len()))?;
+    let mut fds = fds.into_iter();
+    let (Some(daemon), Some(_birthmark)) = (fds.next(), fds.next()) else {
+        return Err("create came without its descriptors".to_owned());
+    };
+    let socket = if request.terminal {
+        let socket = ConsoleSocket::listen(&request.bundle)
+            .map_err(|error| format!("making a socket for the process's terminal: {error}"))?;
+        Some(socket)
+    } else {
+        None
+    };
     let captured = capture::start().map_err(|error| error.to_string())?;
     let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
     rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
     let launcher = Launcher::new(guests, daemon);
     let build = |start_hooks| -> Result<Container, LibcontainerError> {
         fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
-        ContainerBuilder::new(request.target.id.clone(), SyscallType::default())
+        let mut builder = ContainerBuilder::new(request.target.id.clone(), SyscallType::default())
             .with_root_path(&request.target.root)?
             .with_executor(Init::new(launcher, request, start_hooks))
-            .with_stdin(stdin)
-            .with_stdout(stdout)
-            .with_stderr(stderr)
+            .with_console_socket(socket.as_ref().map(ConsoleSocket::path));
+        if let (Some(stdin), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) {
+            builder = builder
+                .with_stdin(stdin)
+                .with_stdout(stdout)
+                .with_stderr(stderr);
+        }
+        builder
             .as_init(&request.bundle)
             .with_systemd(request.systemd_cgroup)
             .with_no_pivot(request.no_pivot_root)
@@ -95,23 +110,36 @@ fn create(
             .map(|pid| pid.as_raw())
             .ok_or_else(|| "libcontainer created a container without an init".to_owned())
     });
-    let pid = pid.and_then(|pid| {
+    let finish = |pid| {
         if request.systemd_cgroup {
-            restrict_devices(pid, &bundle, &request.target)?;
+            restrict_devices(pid, &bundle)?;
         }
-        Ok(pid)
+        let terminal = |socket: &ConsoleSocket| {
+            let master = socket
+                .receive()
+                .map_err(|error| format!("receiving the process's terminal: {error}"))?;
+            Pty::new(master, bundle.process(), bundle.owner().0)
+        };
+        let terminal = socket.as_ref().map(terminal).transpose()?;
+        Ok((pid, terminal.map(|terminal| terminal.master)))
+    };
+    let finished = pid.and_then(|pid| {
+        finish(pid).map_err(|reason: String| match delete(&request.target) {
+            Ok(()) => reason,
+            Err(leftover) => format!("{reason}; and {leftover}"),
+        })
     });
-    if pid.is_err()
+    if finished.is_err()
         && let Err(leftover) = rootfs::unmount(&bundle.mount_point)
     {
         log::warn!("{leftover}");
     }
-    pid
+    finished
 }
 
 /// Puts the device rules of `bundle` on the v2 cgroup of `pid`: libcgroups does so itself but for
-/// cgroups that systemd makes. On failure the container is killed and freed.
-fn restrict_devices(pid: i32, bundle: &Bundle, target: &Target) -> Result<(), String> {
+/// cgroups that systemd makes.
+fn restrict_devices(pid: i32, bundle: &Bundle) -> Result<(), String> {
     let restrict = || -> Result<(), String> {
         let cgroup = Cgroup::of(pid as u32).map_err(|error| error.to_string())?;
         let Some(folder) = cgroup.unified() else {
@@ -123,13 +151,7 @@ fn restrict_devices(pid: i32, bundle: &Bundle, target: &Target) -> Result<(), St
             .and_then(|resources| resources.devices().clone());
         Devices::apply_devices(folder, &rules).map_err(|error| error.to_string())
     };
-    restrict().map_err(|reason| {
-        let reason = format!("restricting the container's devices: {reason}");
-        match delete(target) {
-            Ok(()) => reason,
-            Err(leftover) => format!("{reason}; and {leftover}"),
-        }
-    })
+    restrict().map_err(|reason| format!("restricting the container's devices: {reason}"))
 }
 
 /// Makes the process's working directory where the image lacks it, as runc does. Where it cannot

@@ -34,6 +34,6 @@ pub use guest::{Guest, Guests, Invocation};
 pub use hooks::{HOOK_ACTION, run_hook};
 pub use orphan::{Orphan, delete_orphan};
 pub use reaper::{Exit, Reaper};
-pub use stdio::{ContainerStdio, Stdio, StdioError, StdioPaths};
+pub use stdio::{Console, ProcessStdio, Stdio, StdioError, StdioPaths};
 pub use sys::{close_inherited, stdio_from_null};
 pub use zygote::{Create, Target, Zygote};

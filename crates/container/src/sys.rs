@@ -1,4 +1,5 @@
-//! The system calls that no safe wrapper covers: cloning processes and closing descriptors wholesale.
+//! The system calls that no safe wrapper covers: cloning processes, closing descriptors wholesale,
+//! requests to terminals.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -167,5 +168,40 @@ pub fn send_signal(pidfd: BorrowedFd, signal: i32) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Sets the size of a terminal, in characters; processes in its foreground get a SIGWINCH if it
+/// changes (TIOCSWINSZ(2const)).
+///
+/// # Errors
+/// ioctl(2)'s.
+pub fn set_window_size(terminal: BorrowedFd, rows: u16, columns: u16) -> io::Result<()> {
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: columns,
+        // In pixels, which nobody knows.
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: this request reads a winsize, which lives through the call.
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Opens the other side of a pseudo terminal's `master`, wherever its file system is mounted
+/// (TIOCGPTPEER(2const)). It does not become the caller's controlling terminal.
+///
+/// # Errors
+/// ioctl(2)'s.
+pub fn open_terminal(master: BorrowedFd) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: this request takes open(2)'s flags and touches no memory.
+    match unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: the descriptor has just been made, for the caller alone.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
     }
 }

@@ -33,10 +33,11 @@ pub struct Target {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     /// Build a container up to where the OCI runtime spec says "created". Descriptors: the
-    /// init's socket to the daemon, its stdin, stdout and stderr, and the birthmark.
+    /// init's socket to the daemon, the birthmark, and, without a terminal, the init's stdin,
+    /// stdout and stderr.
     Create(Create),
-    /// Add a process to a container. Descriptors: the process's socket to the daemon, its stdin,
-    /// stdout and stderr, and the pidfd of the container's init.
+    /// Add a process to a container. Descriptors: the process's socket to the daemon, the pidfd of
+    /// the container's init, and, without a terminal, the process's stdin, stdout and stderr.
     Exec {
         /// The process.
         exec: Exec,
@@ -59,6 +60,8 @@ pub struct Create {
     /// The mounts that make up its root file system, on the bundle's mount point; empty where it
     /// is there already.
     pub mounts: Vec<Mount>,
+    /// Whether its process gets a terminal.
+    pub terminal: bool,
     /// Whether systemd makes its cgroup.
     pub systemd_cgroup: bool,
     /// Whether to move the root mount (`MS_MOVE`) where pivot_root(2) does not work, as on a ramdisk.
@@ -68,9 +71,11 @@ pub struct Create {
 /// What the zygote's helpers answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    /// The container is created, and this is its init.
+    /// The container is created, and this is its init; the master of its terminal, if it has one,
+    /// comes along.
     Created(i32),
-    /// The process is added, and this is its pid; a pidfd of it comes along.
+    /// The process is added, and this is its pid; a pidfd of it comes along, and the master of its
+    /// terminal, if it has one.
     Added(i32),
     /// It is done.
     Done,

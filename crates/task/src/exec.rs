@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::sync::{Mutex as SyncMutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use container::{Bundle, Exec, Exit, Process, Stdio, StdioPaths};
+use container::{Bundle, Console, Exec, Exit, Process, Stdio, StdioPaths};
 use containerd_shim::api::{ExecProcessRequest, Status};
 use containerd_shim::protos::protobuf::MessageField;
+use nix::sys::signal::Signal;
 use oci_spec::runtime as oci;
 use tokio::sync::{Mutex, oneshot, watch};
 
 use crate::error::Error;
 use crate::events::{Publisher, TaskExecStarted, TaskExit};
-use crate::task::{Daemon, Task, signal, stream_owner, timestamp};
+use crate::task::{Daemon, Task, resize, signal, stream_owner, timestamp};
 
 /// A process that was added to a task and has not been deleted.
 pub struct ExecProcess {
@@ -56,11 +57,6 @@ impl ExecProcess {
                 request.exec_id
             ))
         })?;
-        if request.terminal {
-            return Err(Error::Unimplemented(
-                "terminals are not implemented by this shim: exec without -t".into(),
-            ));
-        }
         Ok(Self {
             id: request.exec_id,
             task,
@@ -68,6 +64,7 @@ impl ExecProcess {
                 stdin: request.stdin,
                 stdout: request.stdout,
                 stderr: request.stderr,
+                terminal: request.terminal,
             },
             spec,
             lifecycle: Mutex::new(Phase::Created),
@@ -124,19 +121,20 @@ impl ExecProcess {
         let owner = stream_owner(self.task.options(), bundle.owner_of(&self.spec));
         let (stdio, theirs) = Stdio::connect(&self.paths, owner)
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
-        stdio
-            .open_stdin()
-            .map_err(|error| Error::Unknown(error.to_string()))?;
         let stdio = Arc::new(stdio);
         *self.streams() = Some(stdio.clone());
         let since = Instant::now();
         let exec = Exec {
             bundle: bundle.path,
             process: self.spec.clone(),
+            terminal: self.paths.terminal,
         };
         let artifact = |module: File, path: String| self.task.artifact(daemon, module, path);
         let (told, ended) = oneshot::channel();
-        let born = |process: Process| {
+        let born = |process: Process, console: Option<Console>| {
+            if let Some(console) = console {
+                stdio.attach(console);
+            }
             let exit = daemon.reaper.exit_of(process.pid, since);
             // Only one start comes this far.
             let _ = self.process.set(process);
@@ -156,6 +154,11 @@ impl ExecProcess {
             .exec(&daemon.zygote, exec, theirs, artifact, born)
             .await
             .map_err(|reason| Error::Unknown(format!("OCI runtime exec failed: {reason}")))?;
+        if let Err(error) = stdio.open_stdin() {
+            // It may have ended already.
+            let _ = self.kill(Signal::SIGKILL as u32);
+            return Err(Error::Unknown(error.to_string()));
+        }
         // Its end is waited for already; nobody else holds the sender.
         let _ = told.send(());
         Ok(())
@@ -240,6 +243,20 @@ impl ExecProcess {
     pub fn close_stdin(&self) {
         if let Some(stdio) = &*self.streams() {
             stdio.close_stdin();
+        }
+    }
+
+    /// Sets the size of the process's terminal, if it has one by now.
+    ///
+    /// # Errors
+    /// When it has ended, or the terminal refuses.
+    pub async fn resize(&self, rows: u32, columns: u32) -> Result<(), Error> {
+        if *self.lifecycle.lock().await == Phase::Stopped {
+            return Err(Error::Unknown("cannot resize a stopped container".into()));
+        }
+        match &*self.streams() {
+            Some(stdio) => resize(stdio, rows, columns),
+            None => Ok(()),
         }
     }
 

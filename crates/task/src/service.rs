@@ -75,7 +75,9 @@ impl Service {
         }
         match task.exec(exec_id) {
             Some(exec) => Ok(Process::Exec(task, exec)),
-            None => Err(Error::NotFound(format!("process does not exist {exec_id}"))),
+            None => Err(Error::NotFound(format!(
+                "process does not exist {exec_id}: not found"
+            ))),
         }
     }
 }
@@ -171,6 +173,7 @@ impl containerd_shim::Task for Service {
             stdin: stdio.stdin,
             stdout: stdio.stdout,
             stderr: stdio.stderr,
+            terminal: stdio.terminal,
             exit_status: exit.map_or(0, |exit| exit.status),
             exited_at: exited_at(exit),
             ..StateResponse::default()
@@ -329,8 +332,13 @@ impl containerd_shim::Task for Service {
         Ok(Empty::default())
     }
 
-    async fn resize_pty(&self, _: &TtrpcContext, _: ResizePtyRequest) -> TtrpcResult<Empty> {
-        Err(unimplemented("ResizePty"))
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> TtrpcResult<Empty> {
+        let (rows, columns) = (request.height, request.width);
+        match self.process(&request.id, &request.exec_id)? {
+            Process::Init(task) => task.resize(rows, columns)?,
+            Process::Exec(_, exec) => exec.resize(rows, columns).await?,
+        }
+        Ok(Empty::default())
     }
 
     /// The request's annotations are for runtimes with words of their own; as the runc shim, this

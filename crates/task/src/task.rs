@@ -85,11 +85,6 @@ impl Task {
         daemon: &Arc<Daemon>,
         request: &CreateTaskRequest,
     ) -> Result<Arc<Self>, Error> {
-        if request.terminal {
-            return Err(Error::Unimplemented(
-                "terminals are not implemented by this shim: run the container without -t".into(),
-            ));
-        }
         if !request.checkpoint.is_empty() {
             return Err(Error::Unimplemented(
                 "restoring from a checkpoint is not implemented by this shim".into(),
@@ -116,6 +111,7 @@ impl Task {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
             stderr: request.stderr.clone(),
+            terminal: request.terminal,
         };
         let (stdio, theirs) = Stdio::connect(&paths, stream_owner(&options, bundle.owner()))
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
@@ -128,7 +124,7 @@ impl Task {
             let (caches, folder) = (daemon.caches.clone(), options.cache_dir.clone());
             async move { caches.artifact(folder.as_deref(), module, path).await }
         };
-        let container = Container::create(&daemon.zygote, create, theirs, artifact)
+        let (container, console) = Container::create(&daemon.zygote, create, theirs, artifact)
             .await
             .map_err(|reason| {
                 // The zygote's helper has done so, unless it died on the way.
@@ -137,6 +133,9 @@ impl Task {
                 }
                 Error::Unknown(format!("OCI runtime create failed: {reason}"))
             })?;
+        if let Some(console) = console {
+            stdio.attach(console);
+        }
         let init = daemon.reaper.exit_of(container.init.pid, since);
         let pid = container.init.pid.as_raw();
         memo.pid = pid as u32;
@@ -481,6 +480,14 @@ impl Task {
         self.stdio.close_stdin();
     }
 
+    /// Sets the size of the task's terminal, if it has one.
+    ///
+    /// # Errors
+    /// When the terminal refuses.
+    pub fn resize(&self, rows: u32, columns: u32) -> Result<(), Error> {
+        resize(&self.stdio, rows, columns)
+    }
+
     /// The pid of the init.
     pub fn pid(&self) -> u32 {
         self.container.init.pid.as_raw() as u32
@@ -529,6 +536,17 @@ pub fn signal(process: &Process, number: u32) -> Result<(), Error> {
         Some(Errno::EINVAL) => Error::InvalidArgument(format!("there is no signal {number}")),
         _ => Error::Unknown(format!("unknown error after kill: {error}")),
     })
+}
+
+/// Sets the size of a process's terminal, if it has one.
+///
+/// # Errors
+/// When the terminal refuses.
+pub fn resize(stdio: &Stdio, rows: u32, columns: u32) -> Result<(), Error> {
+    // The kernel's numbers are shorter than the message's; the runc shim cuts them too.
+    stdio
+        .resize(rows as u16, columns as u16)
+        .map_err(|error| Error::Unknown(format!("resizing the terminal: {error}")))
 }
 
 /// A time in containerd's messages.
@@ -580,6 +598,7 @@ fn create_request(
                 options: mount.options.clone(),
             })
             .collect(),
+        terminal: request.terminal,
         systemd_cgroup: options.systemd_cgroup,
         no_pivot_root: options.no_pivot_root,
     }

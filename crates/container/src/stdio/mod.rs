@@ -1,28 +1,39 @@
-//! A process's standard streams: pipes to the container, copied from and to what containerd names.
+//! A process's standard streams: pipes or a terminal, copied from and to what containerd names.
 //!
-//! The container never holds containerd's FIFOs themselves. A reader that goes away (containerd
-//! restarting, say) then breaks nothing: our ends of the FIFOs are open for reading and writing,
-//! so output waits in them for the next reader.
+//! The process never holds containerd's FIFOs themselves. A reader that goes away (containerd
+//! restarting, say, or a client that detaches) then breaks nothing: our ends of the FIFOs are open
+//! for reading and writing, so output waits in them for the next reader.
+//!
+//! Reading order: [`Stdio`], `target` (what a path or URI means), `copy`, `console` (the daemon's
+//! side of a terminal), `pty` and `console_socket` (the helpers').
+
+mod console;
+mod console_socket;
+mod copy;
+mod pty;
+mod target;
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::unistd::{Gid, Uid, fchown};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::task::JoinSet;
+
+pub use console::Console;
+use console::WeakConsole;
+pub(crate) use console_socket::ConsoleSocket;
+use copy::{Sink, Source, copy};
+pub(crate) use pty::Pty;
+use target::{Target, check_fifo};
 
 /// How long output may make no progress after its process has ended before it is given up: what
 /// the runc shim waits.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
-
-/// How much is copied at a time, in bytes: a pipe's default capacity.
-const CHUNK: usize = 64 * 1024;
 
 /// Where containerd wants a process's streams; an empty string is /dev/null.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,8 +42,10 @@ pub struct StdioPaths {
     pub stdin: String,
     /// A FIFO or file to write to.
     pub stdout: String,
-    /// A FIFO or file to write to.
+    /// A FIFO or file to write to; not used with a terminal.
     pub stderr: String,
+    /// Whether all three are one terminal.
+    pub terminal: bool,
 }
 
 /// Why streams could not be connected.
@@ -70,22 +83,42 @@ pub enum StdioError {
     },
 }
 
-/// The container's ends of its streams.
-pub struct ContainerStdio {
-    /// Its stdin.
-    pub stdin: OwnedFd,
-    /// Its stdout.
-    pub stdout: OwnedFd,
-    /// Its stderr.
-    pub stderr: OwnedFd,
+/// What a process is to be made with.
+pub enum ProcessStdio {
+    /// Its descriptors 0, 1 and 2.
+    Streams {
+        /// Its stdin.
+        stdin: OwnedFd,
+        /// Its stdout.
+        stdout: OwnedFd,
+        /// Its stderr.
+        stderr: OwnedFd,
+    },
+    /// A terminal, which is made inside the container; its master is for [`Stdio::attach`].
+    Terminal,
 }
 
-/// The copying of one process's streams; it ends when this is dropped.
+impl ProcessStdio {
+    /// The process's descriptors in their order; none with a terminal.
+    pub(crate) fn streams(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Streams {
+                stdin,
+                stdout,
+                stderr,
+            } => vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+            Self::Terminal => Vec::new(),
+        }
+    }
+}
+
+/// The copying of one process's streams; it ends, and a terminal hangs up, when this is dropped.
 pub struct Stdio {
     stdin: Mutex<Stdin>,
     stdin_copy: Mutex<JoinSet<()>>,
-    output: tokio::sync::Mutex<JoinSet<()>>,
+    output: Mutex<JoinSet<()>>,
     copied: Arc<AtomicU64>,
+    terminal: Mutex<Terminal>,
 }
 
 /// How far a process's stdin has come.
@@ -95,7 +128,7 @@ enum Stdin {
     /// is open.
     Waiting {
         path: PathBuf,
-        sink: pipe::Sender,
+        sink: Sink,
         closed: bool,
     },
     /// It is copied; clients may come and go, as the FIFO is kept open for writing too.
@@ -104,67 +137,73 @@ enum Stdin {
     Closed,
 }
 
+/// How far a process's terminal has come.
+enum Terminal {
+    /// The process has none.
+    None,
+    /// It is to be made, for these streams.
+    Wanted {
+        stdin: Option<PathBuf>,
+        stdout: Sink,
+    },
+    /// It is there. Those who copy from and to it keep it so.
+    Attached(WeakConsole),
+}
+
 impl Stdio {
     /// Opens what `paths` names and starts copying output, in the running tokio runtime. The
-    /// container's ends belong to `owner`, so that its user can open /dev/stdout.
+    /// process's ends of pipes belong to `owner`, so that its user can open /dev/stdout.
     ///
     /// # Errors
     /// Names the stream and the path.
     pub fn connect(
         paths: &StdioPaths,
         owner: (Uid, Gid),
-    ) -> Result<(Self, ContainerStdio), StdioError> {
-        let copied = Arc::new(AtomicU64::new(0));
-        let mut output = JoinSet::new();
-        let mut waiting = Stdin::Closed;
-
-        let stdin = if paths.stdin.is_empty() {
-            null("stdin")?
-        } else {
-            let path = Target::parse("stdin", &paths.stdin)?.into_path();
-            fifo(&path).map_err(|source| StdioError::Open {
-                stream: "stdin",
-                path: paths.stdin.clone(),
-                source,
-            })?;
-            let (theirs, ours) = io::pipe().map_err(pipe_error("stdin"))?;
-            let ours = pipe::Sender::from_owned_fd(ours.into()).map_err(pipe_error("stdin"))?;
-            waiting = Stdin::Waiting {
-                path,
-                sink: ours,
-                closed: false,
-            };
-            owned("stdin", theirs.into(), owner)?
+    ) -> Result<(Self, ProcessStdio), StdioError> {
+        let stdio = Self {
+            stdin: Mutex::new(Stdin::Closed),
+            stdin_copy: Mutex::default(),
+            output: Mutex::default(),
+            copied: Arc::default(),
+            terminal: Mutex::new(Terminal::None),
         };
-        let mut connect = |stream, path: &str| -> Result<OwnedFd, StdioError> {
-            if path.is_empty() {
-                return null(stream);
+        let input = input_path(&paths.stdin)?;
+        if paths.terminal {
+            let stdout = output_sink("stdout", &paths.stdout)?;
+            *lock(&stdio.terminal) = Terminal::Wanted {
+                stdin: input,
+                // What nobody wants must be read all the same.
+                stdout: stdout.unwrap_or_else(|| Box::new(tokio::io::sink())),
+            };
+            return Ok((stdio, ProcessStdio::Terminal));
+        }
+        let stdin = match input {
+            None => null("stdin")?,
+            Some(path) => {
+                let (theirs, ours) = io::pipe().map_err(pipe_error("stdin"))?;
+                let ours = pipe::Sender::from_owned_fd(ours.into()).map_err(pipe_error("stdin"))?;
+                *lock(&stdio.stdin) = Stdin::Waiting {
+                    path,
+                    sink: Box::new(ours),
+                    closed: false,
+                };
+                owned("stdin", theirs.into(), owner)?
             }
+        };
+        let connect = |stream, path: &str| -> Result<OwnedFd, StdioError> {
+            let Some(sink) = output_sink(stream, path)? else {
+                return null(stream);
+            };
             let (ours, theirs) = io::pipe().map_err(pipe_error(stream))?;
             let ours = pipe::Receiver::from_owned_fd(ours.into()).map_err(pipe_error(stream))?;
-            let open = |source| StdioError::Open {
-                stream,
-                path: path.to_owned(),
-                source,
-            };
-            match Target::parse(stream, path)?.open() {
-                Ok(Sink::Fifo(sink)) => output.spawn(copy(ours, sink, copied.clone())),
-                Ok(Sink::File(sink)) => output.spawn(copy(ours, sink, copied.clone())),
-                Err(error) => return Err(open(error)),
-            };
+            stdio.copy_output(ours, sink);
             owned(stream, theirs.into(), owner)
         };
         let stdout = connect("stdout", &paths.stdout)?;
         let stderr = connect("stderr", &paths.stderr)?;
-        let stdio = Self {
-            stdin: Mutex::new(waiting),
-            stdin_copy: Mutex::default(),
-            output: tokio::sync::Mutex::new(output),
-            copied,
-        };
         Ok((
             stdio,
-            ContainerStdio {
+            ProcessStdio::Streams {
                 stdin,
                 stdout,
                 stderr,
@@ -172,7 +211,43 @@ impl Stdio {
         ))
     }
 
-    /// Starts copying the process's stdin, if it has one and it has not been closed.
+    fn copy_output(&self, source: impl Source, sink: Sink) {
+        let copying = copy(source, sink, self.copied.clone());
+        lock(&self.output).spawn(copying);
+    }
+
+    /// Starts copying the output of the terminal that has been made for the process.
+    pub fn attach(&self, console: Console) {
+        let attached = Terminal::Attached(console.downgrade());
+        let Terminal::Wanted { stdin, stdout } =
+            std::mem::replace(&mut *lock(&self.terminal), attached)
+        else {
+            return;
+        };
+        if let Some(path) = stdin {
+            *lock(&self.stdin) = Stdin::Waiting {
+                path,
+                sink: Box::new(console.clone()),
+                closed: false,
+            };
+        }
+        self.copy_output(console, stdout);
+    }
+
+    /// Sets the size of the process's terminal, in characters. Without a terminal nothing is done,
+    /// as in the runc shim.
+    ///
+    /// # Errors
+    /// ioctl(2)'s.
+    pub fn resize(&self, rows: u16, columns: u16) -> io::Result<()> {
+        match &*lock(&self.terminal) {
+            Terminal::Attached(console) => console.resize(rows, columns),
+            Terminal::None | Terminal::Wanted { .. } => Ok(()),
+        }
+    }
+
+    /// Starts copying the process's stdin, if it has one and it has not been closed. With a terminal
+    /// that is to be attached first.
     ///
     /// # Errors
     /// When its FIFO cannot be opened any more.
@@ -200,7 +275,8 @@ impl Stdio {
         Ok(())
     }
 
-    /// Lets the process's stdin end as soon as containerd's client has closed its side.
+    /// Lets the process's stdin end as soon as containerd's client has closed its side; a terminal
+    /// hangs up then.
     pub fn close_stdin(&self) {
         match &mut *lock(&self.stdin) {
             // What its client has written by now is still to be read.
@@ -214,7 +290,7 @@ impl Stdio {
     pub async fn drain(&self) {
         self.close_stdin();
         lock(&self.stdin_copy).abort_all();
-        let mut output = self.output.lock().await;
+        let mut output = std::mem::take(&mut *lock(&self.output));
         let mut copied = self.copied.load(Ordering::Relaxed);
         while !output.is_empty() {
             let all = async { while output.join_next().await.is_some() {} };
@@ -240,6 +316,33 @@ fn pipe_error(stream: &'static str) -> impl FnOnce(io::Error) -> StdioError {
     move |source| StdioError::Pipe { stream, source }
 }
 
+/// The FIFO that a stdin is read from, if any.
+fn input_path(uri: &str) -> Result<Option<PathBuf>, StdioError> {
+    if uri.is_empty() {
+        return Ok(None);
+    }
+    let path = Target::parse("stdin", uri)?.into_path();
+    check_fifo(&path).map_err(|source| StdioError::Open {
+        stream: "stdin",
+        path: uri.to_owned(),
+        source,
+    })?;
+    Ok(Some(path))
+}
+
+/// Opens where an output stream goes, if anywhere.
+fn output_sink(stream: &'static str, uri: &str) -> Result<Option<Sink>, StdioError> {
+    if uri.is_empty() {
+        return Ok(None);
+    }
+    let opened = Target::parse(stream, uri)?.open();
+    opened.map(Some).map_err(|source| StdioError::Open {
+        stream,
+        path: uri.to_owned(),
+        source,
+    })
+}
+
 fn null(stream: &'static str) -> Result<OwnedFd, StdioError> {
     std::fs::OpenOptions::new()
         .read(true)
@@ -260,111 +363,6 @@ fn owned(stream: &'static str, fd: OwnedFd, (uid, gid): (Uid, Gid)) -> Result<Ow
     }
 }
 
-/// What a stream's path or URI means.
-enum Target {
-    Fifo(PathBuf),
-    File(PathBuf),
-}
-
-enum Sink {
-    Fifo(pipe::Sender),
-    File(tokio::fs::File),
-}
-
-impl Target {
-    fn parse(stream: &'static str, uri: &str) -> Result<Self, StdioError> {
-        match uri.split_once("://") {
-            None => Ok(Self::Fifo(uri.into())),
-            Some(("fifo", path)) => Ok(Self::Fifo(path.into())),
-            Some(("file", path)) => Ok(Self::File(path.into())),
-            Some((scheme, _)) => Err(StdioError::Scheme {
-                stream,
-                uri: uri.to_owned(),
-                scheme: scheme.to_owned(),
-            }),
-        }
-    }
-
-    fn into_path(self) -> PathBuf {
-        match self {
-            Self::Fifo(path) | Self::File(path) => path,
-        }
-    }
-
-    fn open(self) -> io::Result<Sink> {
-        match self {
-            Self::Fifo(path) if is_fifo(&path)? => pipe::OpenOptions::new()
-                .read_write(true)
-                .open_sender(path)
-                .map(Sink::Fifo),
-            // A plain file where a FIFO was meant is appended to, as the runc shim does.
-            Self::Fifo(path) => append(&path, false).map(Sink::File),
-            Self::File(path) => append(&path, true).map(Sink::File),
-        }
-    }
-}
-
-fn fifo(path: &Path) -> io::Result<()> {
-    if is_fifo(path)? {
-        Ok(())
-    } else {
-        Err(io::Error::other("it is not a FIFO"))
-    }
-}
-
-fn is_fifo(path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::FileTypeExt;
-    Ok(std::fs::metadata(path)?.file_type().is_fifo())
-}
-
-fn append(path: &Path, create: bool) -> io::Result<tokio::fs::File> {
-    if create && let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let file = std::fs::OpenOptions::new()
-        .append(true)
-        .create(create)
-        .open(path)?;
-    Ok(tokio::fs::File::from_std(file))
-}
-
-/// Copies until the source ends or the sink is closed, counting bytes in `copied`. Holds a buffer
-/// only while there is something to copy: most containers are silent most of the time.
-async fn copy(
-    source: pipe::Receiver,
-    sink: impl AsyncWrite + Send + 'static,
-    copied: Arc<AtomicU64>,
-) {
-    let mut sink = pin!(sink);
-    while source.readable().await.is_ok() {
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            match source.try_read(&mut buffer) {
-                Ok(0) => {
-                    // A file's last write may be under way still.
-                    let _ = sink.flush().await;
-                    return;
-                }
-                Ok(length) => {
-                    if let Err(error) = sink.write_all(&buffer[..length]).await {
-                        // A stdin that its process has closed is no news.
-                        if error.kind() != io::ErrorKind::BrokenPipe {
-                            log::warn!("copying a container's stream: {error}");
-                        }
-                        return;
-                    }
-                    copied.fetch_add(length as u64, Ordering::Relaxed);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    log::warn!("reading a container's stream: {error}");
-                    return;
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -374,6 +372,21 @@ mod tests {
 
     fn root() -> (Uid, Gid) {
         (Uid::from_raw(0), Gid::from_raw(0))
+    }
+
+    /// Without a terminal.
+    fn connect(paths: &StdioPaths, owner: (Uid, Gid)) -> (Stdio, [File; 3]) {
+        match Stdio::connect(paths, owner).unwrap() {
+            (
+                stdio,
+                ProcessStdio::Streams {
+                    stdin,
+                    stdout,
+                    stderr,
+                },
+            ) => (stdio, [stdin, stdout, stderr].map(File::from)),
+            (_, ProcessStdio::Terminal) => panic!("no terminal was asked for"),
+        }
     }
 
     struct Fifos(tempfile::TempDir);
@@ -396,6 +409,7 @@ mod tests {
                 stdin: self.path("in"),
                 stdout: self.path("out"),
                 stderr: self.path("err"),
+                terminal: false,
             }
         }
     }
@@ -403,7 +417,7 @@ mod tests {
     #[tokio::test]
     async fn streams_are_copied_and_drained() {
         let fifos = Fifos::new();
-        let (stdio, container) = Stdio::connect(&fifos.paths(), root()).unwrap();
+        let (stdio, [mut stdin, mut stdout, stderr]) = connect(&fifos.paths(), root());
         stdio.open_stdin().unwrap();
         let out = fifos.path("out");
         let reader = std::thread::spawn(move || {
@@ -418,15 +432,14 @@ mod tests {
             .write_all(b"typed")
             .unwrap();
         stdio.close_stdin();
-        let stdin = container.stdin;
         let typed = tokio::task::spawn_blocking(move || {
             let mut text = String::new();
-            File::from(stdin).read_to_string(&mut text).unwrap();
+            stdin.read_to_string(&mut text).unwrap();
             text
         });
         assert_eq!(typed.await.unwrap(), "typed");
-        File::from(container.stdout).write_all(b"said").unwrap();
-        drop(container.stderr);
+        stdout.write_all(b"said").unwrap();
+        drop((stdout, stderr));
         stdio.drain().await;
         drop(stdio);
         assert_eq!(reader.join().unwrap(), "said");
@@ -441,10 +454,9 @@ mod tests {
             ..StdioPaths::default()
         };
         for text in ["one ", "two"] {
-            let (stdio, container) = Stdio::connect(&paths, root()).unwrap();
-            File::from(container.stdout)
-                .write_all(text.as_bytes())
-                .unwrap();
+            let (stdio, [_, mut stdout, _]) = connect(&paths, root());
+            stdout.write_all(text.as_bytes()).unwrap();
+            drop(stdout);
             stdio.drain().await;
         }
         assert_eq!(std::fs::read_to_string(log).unwrap(), "one two");
@@ -471,8 +483,56 @@ mod tests {
         use std::os::unix::fs::MetadataExt;
         let fifos = Fifos::new();
         let owner = (Uid::from_raw(1000), Gid::from_raw(1001));
-        let (_stdio, container) = Stdio::connect(&fifos.paths(), owner).unwrap();
-        let metadata = File::from(container.stdout).metadata().unwrap();
+        let (_stdio, [_, stdout, _]) = connect(&fifos.paths(), owner);
+        let metadata = stdout.metadata().unwrap();
         assert_eq!((metadata.uid(), metadata.gid()), (1000, 1001));
+    }
+
+    #[tokio::test]
+    async fn a_terminal_is_copied_both_ways_and_ends_with_its_last_process() {
+        let fifos = Fifos::new();
+        let paths = StdioPaths {
+            terminal: true,
+            ..fifos.paths()
+        };
+        let (stdio, ProcessStdio::Terminal) = Stdio::connect(&paths, root()).unwrap() else {
+            panic!("a terminal was asked for");
+        };
+        stdio.resize(1, 1).unwrap();
+        let pty = nix::pty::openpty(None, None).unwrap();
+        stdio.attach(Console::new(pty.master).unwrap());
+        stdio.open_stdin().unwrap();
+        stdio.resize(43, 132).unwrap();
+        let size = std::process::Command::new("stty")
+            .arg("size")
+            .stdin(pty.slave.try_clone().unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(size.stdout, b"43 132\n");
+
+        let out = fifos.path("out");
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            File::open(out).unwrap().read_to_string(&mut text).unwrap();
+            text
+        });
+        let mut slave = File::from(pty.slave);
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(fifos.path("in"))
+            .unwrap()
+            .write_all(b"typed\n")
+            .unwrap();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut line = [0; 64];
+            let length = slave.read(&mut line).unwrap();
+            slave.write_all(b"said\n").unwrap();
+            line[..length].to_vec()
+        });
+        assert_eq!(read.await.unwrap(), b"typed\n");
+        stdio.drain().await;
+        drop(stdio);
+        // What was typed is echoed, and a terminal's lines end with two characters.
+        assert_eq!(reader.join().unwrap(), "typed\r\nsaid\r\n");
     }
 }
