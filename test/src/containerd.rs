@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use containerd_client::{
     Client,
-    services::v1::{CreateNamespaceRequest, Namespace},
+    services::v1::{CreateNamespaceRequest, Namespace, PluginInfoRequest, PluginInfoResponse},
     tonic::{Request, metadata::MetadataValue},
 };
 
@@ -229,6 +229,19 @@ impl Containerd {
     /// A request in the tests' namespace.
     pub fn request<T>(&self, message: T) -> Request<T> {
         in_namespace(&self.namespace, message)
+    }
+
+    /// What a plugin tells of itself.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn plugin_info(&self, request: PluginInfoRequest) -> Result<PluginInfoResponse> {
+        let answer = call(
+            self.client
+                .introspection()
+                .plugin_info(self.request(request)),
+        )?;
+        Ok(answer.into_inner())
     }
 
     /// The record of every event that the daemon published.

@@ -170,12 +170,16 @@ impl Containerd {
 
     /// Bundles, and sockets that are not the daemon's own.
     fn files(&self) -> Vec<String> {
-        // Of every namespace: CRI has one of its own.
+        // Those of tasks and of sandboxes, of every namespace: CRI has one of its own.
         let bundles = |top: PathBuf| -> Vec<PathBuf> {
-            subfolders(&top.join("io.containerd.runtime.v2.task"))
-                .iter()
-                .flat_map(|namespace| subfolders(namespace))
-                .collect()
+            [
+                "io.containerd.runtime.v2.task",
+                "io.containerd.sandbox.controller.v1.shim",
+            ]
+            .iter()
+            .flat_map(|plugin| subfolders(&top.join(plugin)))
+            .flat_map(|namespace| subfolders(&namespace))
+            .collect()
         };
         let mut lines: Vec<String> = bundles(self.state())
             .iter()

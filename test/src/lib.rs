@@ -67,6 +67,7 @@ pub mod options;
 mod poll;
 mod rootfs;
 mod runtime;
+pub mod sandbox;
 pub mod shim;
 pub mod spec;
 mod stdio;

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::{
     Client, TaskClient,
     api::{CreateTaskRequest, CreateTaskResponse},
+    sandbox_sync::SandboxClient,
     ttrpc::{Code, Error, context},
 };
 
@@ -37,6 +38,7 @@ pub struct Shim<'a> {
     bundle: PathBuf,
     id: String,
     client: TaskClient,
+    sandboxes: SandboxClient,
     /// The pipe that containerd reads a shim's log from; it is not read here.
     _log: File,
 }
@@ -77,7 +79,8 @@ impl<'a> Shim<'a> {
             program,
             bundle: bundle.to_owned(),
             id: id.to_owned(),
-            client: TaskClient::new(client),
+            client: TaskClient::new(client.clone()),
+            sandboxes: SandboxClient::new(client),
             _log: log,
         })
     }
@@ -85,6 +88,11 @@ impl<'a> Shim<'a> {
     /// The shim's task service.
     pub fn tasks(&self) -> &TaskClient {
         &self.client
+    }
+
+    /// The shim's sandbox service.
+    pub fn sandboxes(&self) -> &SandboxClient {
+        &self.sandboxes
     }
 
     /// Calls Create for the bundle, without streams.

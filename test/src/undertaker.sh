@@ -16,8 +16,8 @@ containerd=$!
 cat >/dev/null
 
 # The shims' sockets lie outside of the folder.
-sockets=$(cat "$folder"/state/io.containerd.runtime.v2.task/*/*/address \
-    "$folder"/state/io.containerd.runtime.v2.task/*/*/bootstrap.json 2>/dev/null |
+sockets=$(cat "$folder"/state/io.containerd.*/*/*/address \
+    "$folder"/state/io.containerd.*/*/*/bootstrap.json 2>/dev/null |
     grep -o '/run/containerd/s/[0-9a-f]*')
 
 kill -KILL "$containerd"

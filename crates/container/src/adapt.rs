@@ -13,16 +13,20 @@ use pathrs::Root;
 use pathrs::flags::OpenFlags;
 
 use crate::bundle::Bundle;
-use crate::{home, hooks};
+use crate::zygote::Create;
+use crate::{home, hooks, pod};
 
 /// Adapts `bundle`, its config.json included, for libcontainer. Returns the `startContainer`
 /// hooks, which the init is to run itself.
 ///
 /// # Errors
 /// When a hook's program is missing, or config.json cannot be replaced.
-pub(crate) fn adapt(bundle: &mut Bundle, systemd_cgroup: bool) -> Result<Vec<Hook>, String> {
+pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Vec<Hook>, String> {
     let before = bundle.spec.clone();
     let spec = &mut bundle.spec;
+    if let Some(pod) = &request.pod {
+        pod::join(spec, pod);
+    }
     if let Some(process) = spec.process_mut() {
         limit_capabilities(process);
         privileges_are_a_yes_or_nothing(process);
@@ -31,7 +35,7 @@ pub(crate) fn adapt(bundle: &mut Bundle, systemd_cgroup: bool) -> Result<Vec<Hoo
     private_mounts(spec);
     root_propagation(spec);
     read_only_cgroups(spec, &v1_hierarchies());
-    if !systemd_cgroup {
+    if !request.systemd_cgroup {
         no_swap(spec);
     }
     let start_hooks = hooks::take_over(spec)?;

@@ -21,6 +21,7 @@ use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::guest::Guests;
 use crate::init::Init;
+use crate::pod;
 use crate::program::Launcher;
 use crate::rootfs;
 use crate::stdio::{ConsoleSocket, Pty};
@@ -48,6 +49,10 @@ pub(crate) fn run(
             }),
         Request::Start(target) => start(&target).map(|()| (Reply::Done, Vec::new())),
         Request::Delete(target) => delete(&target).map(|()| (Reply::Done, Vec::new())),
+        Request::Pod(pod) => pod::make(&pod).map(|()| (Reply::Done, Vec::new())),
+        Request::PodInit(pod) => {
+            pod::make_pid_namespace(&pod).map(|(pid, handle)| (Reply::Added(pid), vec![handle]))
+        }
     };
     done.unwrap_or_else(|reason| (Reply::Failed(reason), Vec::new()))
 }
@@ -99,7 +104,7 @@ fn create(
     let built = bundle
         .check_rootfs()
         .map_err(|error| error.to_string())
-        .and_then(|()| adapt(&mut bundle, request.systemd_cgroup))
+        .and_then(|()| adapt(&mut bundle, request))
         .and_then(|start_hooks| {
             make_working_directory(&bundle);
             build(start_hooks).map_err(|error| explain(&error, captured.first()))

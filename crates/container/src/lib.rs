@@ -2,7 +2,8 @@
 //! streams and end. Wasm reaches a container through [`Guests`], which the caller implements.
 //!
 //! Reading order: [`Bundle`] (what is asked for), [`Zygote`] (who clones), `helper` and `init`
-//! (the steps of a birth), [`Container`] (the daemon's side), [`Stdio`], [`Reaper`], [`cgroup`].
+//! (the steps of a birth), [`Container`] (the daemon's side), [`Pod`] (what containers share),
+//! [`Stdio`], [`Reaper`], [`cgroup`].
 
 mod adapt;
 mod birth;
@@ -12,6 +13,7 @@ mod capture;
 pub mod cgroup;
 mod entrypoint;
 mod exec;
+mod features;
 mod guest;
 mod helper;
 mod home;
@@ -19,6 +21,7 @@ mod hooks;
 mod init;
 mod message;
 mod orphan;
+mod pod;
 mod program;
 mod reaper;
 pub mod rootfs;
@@ -30,9 +33,11 @@ pub use birth::{Container, Process};
 pub use bundle::{Bundle, BundleError, mount_point};
 pub use capture::Capturing;
 pub use exec::Exec;
+pub use features::features;
 pub use guest::{Guest, Guests, Invocation};
 pub use hooks::{HOOK_ACTION, run_hook};
 pub use orphan::{Orphan, delete_orphan};
+pub use pod::{Pod, PodInit};
 pub use reaper::{Exit, Reaper};
 pub use stdio::{Console, ProcessStdio, Stdio, StdioError, StdioPaths};
 pub use sys::{close_inherited, stdio_from_null};

@@ -205,3 +205,19 @@ pub fn open_terminal(master: BorrowedFd) -> io::Result<OwnedFd> {
         fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
     }
 }
+
+/// The user namespace that owns the namespace of `file` (ioctl_nsfs(2), `NS_GET_USERNS`).
+///
+/// # Errors
+/// `EPERM` when it is not the caller's nor below it; `ENOTTY` when `file` is no namespace.
+pub fn owning_user_namespace(file: BorrowedFd) -> io::Result<OwnedFd> {
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: the descriptor is open for as long as it is borrowed; this request takes no
+    // argument and touches no memory of ours.
+    let owner = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_USERNS) };
+    if owner < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just opened this descriptor for the caller, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(owner) })
+}

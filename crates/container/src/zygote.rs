@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::exec::Exec;
 use crate::guest::Guests;
 use crate::message::{self, AsyncSocket};
+use crate::pod::Pod;
 use crate::rootfs::Mount;
 use crate::{helper, sys};
 
@@ -48,6 +49,10 @@ pub(crate) enum Request {
     Start(Target),
     /// Free everything of a container whose init has ended.
     Delete(Target),
+    /// Make a pod's files and namespaces. Descriptor: the birthmark.
+    Pod(Pod),
+    /// Make a pod's pid namespace with its init. Descriptor: the birthmark.
+    PodInit(Pod),
 }
 
 /// The container to build.
@@ -66,6 +71,8 @@ pub struct Create {
     pub systemd_cgroup: bool,
     /// Whether to move the root mount (`MS_MOVE`) where pivot_root(2) does not work, as on a ramdisk.
     pub no_pivot_root: bool,
+    /// The pod that it belongs to, if its sandbox has no container.
+    pub pod: Option<Pod>,
 }
 
 /// What the zygote's helpers answer.
@@ -74,8 +81,8 @@ pub(crate) enum Reply {
     /// The container is created, and this is its init; the master of its terminal, if it has one,
     /// comes along.
     Created(i32),
-    /// The process is added, and this is its pid; a pidfd of it comes along, and the master of its
-    /// terminal, if it has one.
+    /// The process, such as a pod's init, is added, and this is its pid; a pidfd of it comes along,
+    /// and the master of its terminal, if it has one.
     Added(i32),
     /// It is done.
     Done,

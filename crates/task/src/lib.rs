@@ -3,7 +3,7 @@
 //! and `wasm`.
 //!
 //! Reading order: [`start`], [`serve`](fn@serve), `service` (the calls), `task` (one container's
-//! life), `events`, `options`.
+//! life), `events`, `options`; then `sandbox` and `sandbox_service`.
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,9 @@ mod info;
 mod memo;
 mod metrics;
 mod options;
+mod pod_config;
+mod sandbox;
+mod sandbox_service;
 mod serve;
 mod service;
 mod socket;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use container::{Capturing, Reaper, Zygote};
 use containerd_shim::Flags;
 use containerd_shim::logger::FifoLogger;
+use containerd_shim::protos::sandbox_async::create_sandbox;
 use containerd_shim::protos::shim_async::create_task;
 use containerd_shim::protos::ttrpc::r#async::Server;
 use containerd_shim::protos::ttrpc::r#async::transport::Listener;
@@ -22,6 +23,8 @@ use tokio::sync::Notify;
 
 use crate::events::Publisher;
 use crate::guests::{Caches, guests};
+use crate::sandbox::Slot;
+use crate::sandbox_service::SandboxService;
 use crate::service::Service;
 use crate::socket::SocketFile;
 use crate::start::{TASK_V2, TASK_V3, WANTED};
@@ -80,13 +83,16 @@ async fn run(
         reaper,
         publisher: publisher.clone(),
         namespace: flags.namespace.clone(),
+        sandbox: Slot::default(),
     });
     let ended = Arc::new(Notify::new());
-    let service = Arc::new(Service::new(daemon, ended.clone()));
+    let service = Arc::new(Service::new(daemon.clone(), ended.clone()));
     end_if_unwanted(is_wanted, service.clone())?;
 
     listener.set_nonblocking(true)?;
     let mut server = Server::new().add_listener(Listener::try_from(listener)?);
+    let sandbox = SandboxService::new(daemon, service.clone(), ended.clone());
+    server = server.register_service(create_sandbox(Arc::new(sandbox)));
     server = server.register_service(create_task(service.clone()));
     // containerd before 2.0 calls the same service, message for message, by its older name.
     let mut services = create_task(service);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use container::Exit;
@@ -18,6 +19,7 @@ use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim::protos::shim::oci::ProcessDetails;
 use containerd_shim::protos::types::task::ProcessInfo;
 use containerd_shim::{TtrpcContext, TtrpcResult};
+use nix::sys::signal::Signal;
 use tokio::sync::Notify;
 
 use crate::error::Error;
@@ -60,11 +62,51 @@ impl Service {
         }
     }
 
-    /// Ends the daemon, unless it has tasks: that of a pod serves on until the last has gone.
+    /// Ends the daemon, unless it has tasks or a sandbox: that of a pod serves on until the last
+    /// has gone.
     pub fn end_if_idle(&self) {
-        if self.tasks().is_empty() {
+        if self.tasks().is_empty() && self.daemon.sandbox.is_empty() {
             self.ended.notify_one();
         }
+    }
+
+    /// Ends all tasks: those that SIGTERM has not ended after `grace`, with SIGKILL.
+    pub async fn stop_all(&self, grace: Duration) {
+        let tasks = self.all();
+        let all_ended = async {
+            for task in &tasks {
+                task.wait().await;
+            }
+        };
+        if !grace.is_zero() {
+            signal_all(&tasks, Signal::SIGTERM).await;
+            if tokio::time::timeout(grace, all_ended).await.is_ok() {
+                return;
+            }
+        }
+        signal_all(&tasks, Signal::SIGKILL).await;
+        for task in &tasks {
+            task.wait().await;
+        }
+    }
+
+    /// Frees all tasks, which have been stopped.
+    pub async fn delete_all(&self) {
+        for task in self.all() {
+            match task.delete(&self.daemon).await {
+                Ok(_) => drop(self.tasks().remove(task.id())),
+                Err(error) => log::error!("delete of {}: {error}", task.id()),
+            }
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<Task>> {
+        let tasks = self.tasks();
+        let tasks = tasks.values().filter_map(|slot| match slot {
+            Slot::Task(task) => Some(task.clone()),
+            Slot::Creating => None,
+        });
+        tasks.collect()
     }
 
     /// The process of a task that is meant: its init where `exec_id` is empty.
@@ -78,6 +120,15 @@ impl Service {
             None => Err(Error::NotFound(format!(
                 "process does not exist {exec_id}: not found"
             ))),
+        }
+    }
+}
+
+async fn signal_all(tasks: &[Arc<Task>], signal: Signal) {
+    for task in tasks {
+        if let Err(error) = task.kill(signal as u32, false).await {
+            // Mostly one that has ended by itself.
+            log::debug!("{signal} to {}: {error}", task.id());
         }
     }
 }
@@ -116,22 +167,24 @@ impl containerd_shim::Task for Service {
             Entry::Vacant(slot) => slot.insert(Slot::Creating),
         };
         let created = Task::create(&self.daemon, &request).await;
-        let mut tasks = self.tasks();
-        match created {
-            Ok(task) => {
-                let pid = task.pid();
-                tasks.insert(request.id, Slot::Task(task));
-                Ok(CreateTaskResponse {
-                    pid,
-                    ..CreateTaskResponse::default()
-                })
+        let task = created.inspect_err(|error| {
+            self.tasks().remove(&request.id);
+            log::error!("create of {}: {error}", request.id);
+        })?;
+        self.tasks()
+            .insert(request.id.clone(), Slot::Task(task.clone()));
+        // A sandbox that was stopped meanwhile has not seen this task, or has seen it and stopped it.
+        if let Err(error) = self.daemon.sandbox.expect_ready() {
+            if let Err(leftover) = task.delete(&self.daemon).await {
+                log::warn!("delete of {}: {leftover}", request.id);
             }
-            Err(error) => {
-                tasks.remove(&request.id);
-                log::error!("create of {}: {error}", request.id);
-                Err(error.into())
-            }
+            self.tasks().remove(&request.id);
+            return Err(error.into());
         }
+        Ok(CreateTaskResponse {
+            pid: task.pid(),
+            ..CreateTaskResponse::default()
+        })
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {

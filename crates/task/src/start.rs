@@ -93,12 +93,17 @@ fn read_input(flags: &Flags) -> io::Result<(Options, StartOpts)> {
     Ok((options, start))
 }
 
-/// The group of the container: the value of its group annotation, or its id.
+/// The group of the container: the value of its group annotation, or its id. A sandbox without a
+/// container has no config.json; its id is what its containers' annotations say.
 fn group(id: &str) -> io::Result<String> {
     let error = |reason: String| {
         io::Error::other(format!("the bundle's config.json cannot be used: {reason}"))
     };
-    let config = fs::read("config.json").map_err(|reason| error(reason.to_string()))?;
+    let config = match fs::read("config.json") {
+        Ok(config) => config,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(id.to_owned()),
+        Err(reason) => return Err(error(reason.to_string())),
+    };
     let mut config: Annotated =
         serde_json::from_slice(&config).map_err(|reason| error(reason.to_string()))?;
     Ok(GROUP_ANNOTATIONS

@@ -32,6 +32,7 @@ use crate::exec::ExecProcess;
 use crate::guests::Caches;
 use crate::memo::Memo;
 use crate::options::Options;
+use crate::sandbox::Slot;
 
 /// What all tasks of a daemon share.
 pub struct Daemon {
@@ -45,6 +46,8 @@ pub struct Daemon {
     pub caches: Caches,
     /// containerd's namespace.
     pub namespace: String,
+    /// The pod without a container of its own that the tasks belong to, if they do.
+    pub sandbox: Slot,
 }
 
 /// A container that has been created and not been deleted.
@@ -101,7 +104,7 @@ impl Task {
         let bundle = Bundle::load(request.bundle.as_ref())
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
         let mut memo = Memo::new(&daemon.namespace, &bundle.path, &options);
-        let create = create_request(&memo.root, request, &bundle, &options);
+        let mut create = create_request(&memo.root, request, &bundle, &options);
         if create.mounts.is_empty() {
             bundle
                 .check_rootfs()
@@ -116,6 +119,7 @@ impl Task {
         let (stdio, theirs) = Stdio::connect(&paths, stream_owner(&options, bundle.owner()))
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
 
+        create.pod = daemon.sandbox.join(daemon, &bundle).await?;
         // Before there is anything to free: a daemon may be killed at any point after.
         memo.write(&bundle.path)
             .map_err(|error| Error::Unknown(format!("noting the container's state: {error}")))?;
@@ -601,5 +605,6 @@ fn create_request(
         terminal: request.terminal,
         systemd_cgroup: options.systemd_cgroup,
         no_pivot_root: options.no_pivot_root,
+        pod: None,
     }
 }

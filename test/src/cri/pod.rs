@@ -147,6 +147,20 @@ impl<'a> Pod<'a> {
             .context("an answer without a status")
     }
 
+    /// What the runtime tells people about the sandbox: the `info` of a verbose status.
+    ///
+    /// # Errors
+    /// What CRI says; an answer without it.
+    pub fn info(&self) -> Result<serde_json::Value> {
+        let request = v1::PodSandboxStatusRequest {
+            pod_sandbox_id: self.id.clone(),
+            verbose: true,
+        };
+        let answer = call(self.cri.runtime().pod_sandbox_status(request))?.into_inner();
+        let info = answer.info.get("info").context("an answer without info")?;
+        Ok(serde_json::from_str(info)?)
+    }
+
     /// The address that the pod has in its network.
     ///
     /// # Errors
