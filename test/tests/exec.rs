@@ -163,6 +163,7 @@ fn confinement(engine: &Containerd) -> Result<()> {
             let rootfs = Rootfs::guests()?;
             let builder = engine.container(&rootfs).runtime(runtime).spec(|spec| {
                 spec["linux"]["seccomp"] = seccomp.clone();
+                spec["process"]["user"]["uid"] = json!(uid);
                 spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
                 spec["process"]["rlimits"] =
                     json!([{"type": "RLIMIT_FSIZE", "soft": 7777, "hard": 9999}]);
