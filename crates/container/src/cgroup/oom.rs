@@ -5,10 +5,6 @@
 //! an eventfd, kernel's admin-guide/cgroup-v1/memory.rst section 10; v2: inotify) and
 //! then compares. The count decides, because the sign alone is not enough: v1 gives it before the
 //! kill, and also to every cgroup below one that ran out of memory.
-//!
-//! A scope of systemd's is gone as soon as it is empty, which may be before anyone has read the
-//! count. On v2 the kernel counts a kill in the cgroups above too. So it was a kill when that count
-//! has risen since the last look, and the vanished cgroup's own events had just changed.
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -29,14 +25,6 @@ use super::{Cgroup, Error, Result, Tree, stats};
 const KILL_FOLLOWS: Duration = Duration::from_secs(1);
 const KILL_STEP: Duration = Duration::from_millis(2);
 
-/// How old the last change of `memory.events` may be for it to tell of a kill: the kernel tells of
-/// changes that follow each other within 10 ms by one sign.
-const JUST_NOW: Duration = Duration::from_secs(1);
-
-/// Large enough for an eventfd's counter and for many inotify events; what is left keeps the
-/// descriptor readable.
-const BUFFER: usize = 4096;
-
 /// A watch over the out-of-memory kills in one cgroup. Dropping it ends it; it holds one file
 /// descriptor.
 #[derive(Debug)]
@@ -51,12 +39,6 @@ pub struct OomWatch {
     early: bool,
     /// Until when a kill is looked for, after an early sign.
     expected_until: Option<Instant>,
-    /// v2: when the cgroup's events changed, as far as signs were read.
-    changed: Option<Instant>,
-    /// v2: the file that counts the kills in the cgroup above and all below that.
-    counter_above: Option<PathBuf>,
-    /// That count at the last look.
-    above: u64,
 }
 
 impl OomWatch {
@@ -81,11 +63,6 @@ impl OomWatch {
             }
             Tree::V2(folder) => (v2_sign(folder)?, folder.join("memory.events"), false),
         };
-        let counter_above = cgroup
-            .unified()
-            .and_then(Path::parent)
-            .map(|above| above.join("memory.events"));
-        let above = kills_if_any(counter_above.as_deref());
         let reported = kills(&counter)?.ok_or_else(|| {
             let gone = std::io::Error::from_raw_os_error(libc::ENOENT);
             Error::io("read", &counter)(gone)
@@ -100,9 +77,6 @@ impl OomWatch {
             reported,
             early,
             expected_until: None,
-            changed: None,
-            counter_above,
-            above,
         })
     }
 
@@ -110,10 +84,13 @@ impl OomWatch {
     /// one. None when the cgroup is gone. May be dropped and called again without missing a kill.
     pub async fn next(&mut self) -> Option<()> {
         loop {
-            match self.look() {
-                Ok(Seen::Kill) => return Some(()),
-                Ok(Seen::Nothing) => {}
-                Ok(Seen::Gone) => return None,
+            match kills(&self.counter) {
+                Ok(Some(count)) if count > self.reported => {
+                    self.reported = count;
+                    return Some(());
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
                 Err(error) => {
                     log::warn!("no longer watching for out-of-memory kills: {error}");
                     return None;
@@ -130,42 +107,12 @@ impl OomWatch {
     /// reported. Ask it when the container's init has been reaped: the kernel counts a kill before
     /// the process dies, so the report can always go out ahead of the exit's.
     pub fn take(&mut self) -> bool {
-        matches!(self.look(), Ok(Seen::Kill))
-    }
-
-    /// Compares the counts, and counts what it sees as reported.
-    fn look(&mut self) -> Result<Seen> {
-        // First: a kill after this look is not to be taken for one before it.
-        let above = kills_if_any(self.counter_above.as_deref());
-        let before = std::mem::replace(&mut self.above, above);
-        match kills(&self.counter)? {
-            Some(count) if count > self.reported => {
+        match kills(&self.counter) {
+            Ok(Some(count)) if count > self.reported => {
                 self.reported = count;
-                // This kill is not to be seen there once more.
-                self.above = kills_if_any(self.counter_above.as_deref());
-                Ok(Seen::Kill)
+                true
             }
-            Some(_) => Ok(Seen::Nothing),
-            None if above > before && self.changed_just_now() => Ok(Seen::Kill),
-            None => Ok(Seen::Gone),
-        }
-    }
-
-    /// Whether the events of a cgroup that is gone had changed shortly before.
-    fn changed_just_now(&mut self) -> bool {
-        let mut buffer = [0; BUFFER];
-        while let Ok(length @ 1..) = read(self.sign.get_ref(), &mut buffer) {
-            self.note(&buffer[..length]);
-        }
-        self.changed
-            .take()
-            .is_some_and(|changed| changed.elapsed() < JUST_NOW)
-    }
-
-    /// Notes what signs of v2 say.
-    fn note(&mut self, signs: &[u8]) {
-        if !self.early && masks(signs).any(|mask| mask.contains(AddWatchFlags::IN_MODIFY)) {
-            self.changed = Some(Instant::now());
+            _ => false,
         }
     }
 
@@ -173,11 +120,13 @@ impl OomWatch {
     async fn wait_for_sign(&mut self) -> Option<()> {
         self.expected_until = None;
         let mut ready = self.sign.readable().await.ok()?;
-        let mut buffer = [0; BUFFER];
+        // Large enough for an eventfd's counter and for many inotify events; what is left keeps
+        // the descriptor readable.
+        let mut buffer = [0; 4096];
         match read(self.sign.get_ref(), &mut buffer) {
             Ok(_) if self.early => self.expected_until = Some(Instant::now() + KILL_FOLLOWS),
             Err(Errno::EAGAIN) => ready.clear_ready(),
-            Ok(length) => self.note(&buffer[..length]),
+            Ok(_) => {}
             Err(errno) => {
                 log::warn!(
                     "no longer watching for out-of-memory kills: cannot read a sign: {errno}"
@@ -187,33 +136,6 @@ impl OomWatch {
         }
         Some(())
     }
-}
-
-/// What a look at the counts shows.
-enum Seen {
-    Kill,
-    Nothing,
-    /// The cgroup is gone, and no kill with it.
-    Gone,
-}
-
-/// The masks of inotify events, inotify(7): each is a descriptor, a mask, a cookie, the length of
-/// the name that follows, and that.
-fn masks(mut events: &[u8]) -> impl Iterator<Item = AddWatchFlags> {
-    std::iter::from_fn(move || {
-        let word = |at: usize| -> Option<u32> {
-            Some(u32::from_ne_bytes(events.get(at..at + 4)?.try_into().ok()?))
-        };
-        let (mask, name) = (word(4)?, word(12)?);
-        events = events.get(16 + name as usize..)?;
-        Some(AddWatchFlags::from_bits_truncate(mask))
-    })
-}
-
-/// The kills in a cgroup that may have no count, such as the root: 0 then.
-fn kills_if_any(counter: Option<&Path>) -> u64 {
-    let count = counter.map(kills).and_then(Result::ok).flatten();
-    count.unwrap_or(0)
 }
 
 /// The kills so far; none when the cgroup is gone.
