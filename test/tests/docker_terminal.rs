@@ -36,7 +36,7 @@ fn output_only(engine: &Dockerd) -> Result<()> {
 
 fn linux_session(engine: &Dockerd) -> Result<()> {
     // A trap ends a read.
-    let script = "stty size; trap 'stty size' WINCH; \
+    let script = "trap 'stty size' WINCH; stty size; \
         while :; do read line && echo got $line; [ \"$line\" = end ] && exit 3; done";
     let args = engine.run_args(
         Image::Linux,
@@ -184,7 +184,7 @@ fn exec(engine: &Dockerd) -> Result<()> {
         assert_eq!(terminal.wait()?.code(), Some(130), "{}", terminal.screen());
     }
     let container = engine.launch(Image::Linux, &[], &["/bin/sleep", "1000"])?;
-    let script = "stty size; trap 'stty size' WINCH; while :; do read line; done";
+    let script = "trap 'stty size' WINCH; stty size; while :; do read line; done";
     let args = ["exec", "-it", container.id(), "/bin/sh", "-c", script];
     let mut terminal = engine.terminal(&args, 41, 123)?;
     terminal.wait_for("41 123\n")?;

@@ -145,7 +145,7 @@ fn told_in_state_and_event(engine: &Containerd) -> Result<()> {
 }
 
 fn sized_at_birth_and_resized(engine: &Containerd) -> Result<()> {
-    let script = "stty size; trap 'stty size' WINCH; echo ready; while :; do read line; done";
+    let script = "trap 'stty size' WINCH; stty size; echo ready; while :; do read line; done";
     for runtime in [WASMTIME, RUNC] {
         let container = in_terminal(engine, runtime, &["/bin/sh", "-c", script])?
             .spec(|spec| spec["process"]["consoleSize"] = json!({"height": 31, "width": 97}))
@@ -436,7 +436,7 @@ fn a_linux_exec_has_it_as_runc_gives_it(engine: &Containerd) -> Result<()> {
 }
 
 fn exec_is_sized_and_resized(engine: &Containerd) -> Result<()> {
-    let script = "stty size; trap 'stty size' WINCH; echo ready; while :; do read line; done";
+    let script = "trap 'stty size' WINCH; stty size; echo ready; while :; do read line; done";
     for runtime in [WASMTIME, RUNC] {
         let host = host(engine, runtime, true)?;
         let exec = host
@@ -553,21 +553,23 @@ fn exec_resizes_that_fail_as_with_runc(engine: &Containerd) -> Result<()> {
     Ok(())
 }
 
+/// Waits for the terminal's size, which ctr tells only after the start, and then for a line.
+const SIZED: &str = "until [ \"$(stty size 2> /dev/null)\" = '41 123' ]; do sleep 0.1; done; \
+    echo ready; until read line; do :; done; stty size; echo got $line; exit 5";
+
 fn ctr_exec(engine: &Containerd) -> Result<()> {
     let host = host(engine, WASMTIME, false)?;
     let exec = |id: &str, args: &[&str]| -> Result<Terminal> {
         let exec = ["tasks", "exec", "--tty", "--exec-id", id, host.id()];
         ctr(engine, &[&exec[..], args].concat())
     };
-    let script = "trap 'stty size' WINCH; echo ready; until read line; do :; done; stty size; \
-        echo got $line; exit 5";
-    let mut terminal = exec("size", &["/bin/sh", "-c", script])?;
+    let mut terminal = exec("size", &["/bin/sh", "-c", SIZED])?;
     terminal.wait_for("ready\n")?;
     terminal.type_line("word")?;
     terminal.wait_for("41 123\ngot word\n")?;
     assert_eq!(terminal.wait()?.code(), Some(5), "{}", terminal.screen());
 
-    let script = "echo ready; trap 'stty size' WINCH; while :; do read line; done";
+    let script = "trap 'stty size' WINCH; echo ready; while :; do read line; done";
     let mut terminal = exec("drag", &["/bin/sh", "-c", script])?;
     terminal.wait_for("ready\n")?;
     terminal.drag()?;
@@ -617,17 +619,14 @@ fn ctr(engine: &Containerd, args: &[&str]) -> Result<Terminal> {
 fn ctr_run(engine: &Containerd) -> Result<()> {
     let (image, id) = (import(engine)?, engine.new_id("ctr"));
     let run = ["run", "--rm", "--tty", "--runtime", WASMTIME, &image, &id];
-    // A trap ends a read.
-    let script = "trap 'stty size' WINCH; echo ready; until read line; do :; done; stty size; \
-        echo got $line; exit 5";
-    let mut terminal = ctr(engine, &[&run[..], &["/bin/sh", "-c", script]].concat())?;
+    let mut terminal = ctr(engine, &[&run[..], &["/bin/sh", "-c", SIZED]].concat())?;
     terminal.wait_for("ready\n")?;
     terminal.type_line("word")?;
     terminal.wait_for("41 123\ngot word\n")?;
     assert_eq!(terminal.wait()?.code(), Some(5), "{}", terminal.screen());
     engine.ensure_gone(&id)?;
 
-    let script = "echo ready; trap 'stty size' WINCH; while :; do read line; done";
+    let script = "trap 'stty size' WINCH; echo ready; while :; do read line; done";
     let mut terminal = ctr(engine, &[&run[..], &["/bin/sh", "-c", script]].concat())?;
     terminal.wait_for("ready\n")?;
     terminal.drag()?;
