@@ -5,7 +5,7 @@
 //!
 //! | bytes | |
 //! |---|---|
-//! | 1 | kind: 0 a core module, 1 a component |
+//! | 1 | kind: 0 a core module, 1 a component, 2 a component that serves HTTP |
 //! | 32 | SHA-256 of the wasm that the code was made from |
 //! | 32 | SHA-256 of all that stands before this field |
 //! | 8 | [`FORMAT`] |
@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::digest::{self, Digest};
 use crate::recall::Memory;
 
-/// Ends every artifact, and names the version of this layout.
-pub(crate) const FORMAT: &[u8; 8] = b"lighter1";
+/// Ends every artifact, and names the version of this layout and of how each kind is compiled.
+pub(crate) const FORMAT: &[u8; 8] = b"lighter2";
 
 /// What was compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,8 @@ pub(crate) const FORMAT: &[u8; 8] = b"lighter1";
 pub(crate) enum Kind {
     Module,
     Component,
+    /// A component that is compiled by [`crate::engine::server_engine`].
+    Server,
 }
 
 const KIND_LEN: u64 = 1;
@@ -40,6 +42,7 @@ pub(crate) fn seal(file: &File, kind: Kind, module: &Digest) -> io::Result<()> {
     let kind = match kind {
         Kind::Module => 0,
         Kind::Component => 1,
+        Kind::Server => 2,
     };
     file.write_all_at(&[kind], code)?;
     file.write_all_at(module, code + KIND_LEN)?;
@@ -86,6 +89,7 @@ impl Footer {
         match self.bytes[0] {
             0 => Some(Kind::Module),
             1 => Some(Kind::Component),
+            2 => Some(Kind::Server),
             _ => None,
         }
     }

@@ -7,33 +7,79 @@
 use std::hash::{Hash, Hasher};
 
 use sha2::{Digest, Sha256};
-use wasmtime::{Config, Engine, Result, WasmBacktraceDetails, component};
+use wasmtime::{
+    Config, Enabled, Engine, PoolingAllocationConfig, Result, WasmBacktraceDetails, component,
+};
 use wasmtime_wasi::I32Exit;
-use wasmtime_wasi::p1::WasiP1Ctx;
 
-/// What a guest's host functions work on. WASI 0.1 needs a table of its own beside the context
-/// that all versions share; it is carried by components too, so that one type serves both.
-pub(crate) type State = WasiP1Ctx;
+use crate::state::State;
 
-/// Makes the engine: every wasm proposal that wasmtime enables by itself, as `wasmtime run` does.
+/// Makes the engine of guests that run once: every wasm proposal that wasmtime enables by itself,
+/// as `wasmtime run` does.
 ///
 /// Starts no thread, so that a process may still be cloned afterwards. Installs wasmtime's signal
 /// handlers for traps.
 pub(crate) fn engine() -> Result<Engine> {
+    Engine::new(&config())
+}
+
+/// Makes an engine for guests that serve requests, like [`engine`], but its native code looks at a
+/// clock (wasmtime's epoch) now and then, so that one request cannot keep a thread for ever. That
+/// costs a few hundredths of the speed.
+///
+/// With `instances` it has room for so many at a time, made beforehand: only addresses, until they
+/// are used.
+pub(crate) fn server_engine(instances: Option<u32>) -> Result<Engine> {
+    let mut config = config();
+    config.epoch_interruption(true);
+    if let Some(instances) = instances {
+        config.allocation_strategy(pool(instances));
+    }
+    Engine::new(&config)
+}
+
+/// The most core instances, memories and tables of one component: toolchains make up to a dozen
+/// modules of one program, and one or two memories.
+const CORE_INSTANCES: u32 = 64;
+const MEMORIES: u32 = 4;
+const TABLES: u32 = 16;
+
+/// What stays in memory of an instance's slot for the next one, in bytes: clearing so much costs
+/// less than asking the kernel for new pages.
+const KEPT_OF_MEMORY: usize = 1 << 20;
+const KEPT_OF_TABLE: usize = 16 << 10;
+
+fn pool(instances: u32) -> PoolingAllocationConfig {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(instances)
+        .max_core_instances_per_component(CORE_INSTANCES)
+        .max_memories_per_component(MEMORIES)
+        .max_tables_per_component(TABLES)
+        .total_core_instances(instances * CORE_INSTANCES)
+        .total_memories(instances * MEMORIES)
+        .total_tables(instances * TABLES)
+        .total_stacks(instances * 4)
+        .linear_memory_keep_resident(KEPT_OF_MEMORY)
+        .table_keep_resident(KEPT_OF_TABLE)
+        .pagemap_scan(Enabled::Auto);
+    pool
+}
+
+fn config() -> Config {
     let mut config = Config::new();
     // Left alone, the environment decides this, and two processes could differ.
     config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
     // Traps are unwound by frame pointers. These tables would only serve a native debugger, and
     // cost time at each load.
     config.native_unwind_info(false);
-    Engine::new(&config)
+    config
 }
 
 /// What core modules may import: WASI 0.1, and the draft before it that old toolchains emit.
 pub(crate) fn module_linker(engine: &Engine) -> Result<wasmtime::Linker<State>> {
     let mut linker = wasmtime::Linker::new(engine);
-    wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state| state)?;
-    wasmtime_wasi::p0::add_to_linker_async(&mut linker, |state| state)?;
+    wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State| &mut state.wasi)?;
+    wasmtime_wasi::p0::add_to_linker_async(&mut linker, |state: &mut State| &mut state.wasi)?;
     // wasmtime-wasi makes a trap of codes from 126 on; a task may exit with any.
     linker.allow_shadowing(true);
     for version in ["wasi_snapshot_preview1", "wasi_unstable"] {
@@ -45,11 +91,13 @@ pub(crate) fn module_linker(engine: &Engine) -> Result<wasmtime::Linker<State>> 
     Ok(linker)
 }
 
-/// What components may import: WASI 0.2 and 0.3.
+/// What components may import: WASI 0.2 and 0.3, with requests over HTTP.
 pub(crate) fn component_linker(engine: &Engine) -> Result<component::Linker<State>> {
     let mut linker = component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 

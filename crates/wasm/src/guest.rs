@@ -4,11 +4,12 @@ use std::io::{self, Write as _};
 
 use tokio::runtime::{Builder, Runtime};
 use wasmtime::component::{self, ComponentExportIndex, Val};
-use wasmtime::{Engine, Store, Trap};
+use wasmtime::{Engine, Store, StoreLimits, Trap};
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder, p2, p3};
 
-use crate::engine::State;
 use crate::host::INITIALIZE;
+use crate::serve::Server;
+use crate::state::State;
 use crate::stdio::{Output, Stdin};
 
 /// The exit code of a guest that trapped: 128 + SIGABRT, as a native program that aborts.
@@ -36,7 +37,15 @@ pub struct Invocation {
 /// A guest that is mapped and linked. It belongs to the process that loaded it.
 pub struct Guest {
     pub(crate) engine: Engine,
-    pub(crate) entry: Entry,
+    pub(crate) work: Work,
+}
+
+/// What a guest is there for.
+pub(crate) enum Work {
+    /// One call.
+    Once(Entry),
+    /// Requests, until the process is told to end.
+    Serve(Server),
 }
 
 /// What is instantiated and then called.
@@ -83,7 +92,24 @@ impl Guest {
     /// The guest gets the file descriptors 0, 1 and 2, the process's root as `/`, and its network.
     /// Whatever it wrote is out of the process when this returns. Threads may be left; the caller
     /// should end the process now.
+    ///
+    /// A component that handles requests over HTTP is served instead, until SIGTERM or SIGINT; it
+    /// is started as soon as its port is open.
     pub fn run(self, invocation: Invocation, started: &mut dyn FnMut(Result<(), String>)) -> i32 {
+        match self.work {
+            Work::Once(entry) => entry.run(&self.engine, &invocation, started),
+            Work::Serve(server) => server.run(&self.engine, &invocation, started),
+        }
+    }
+}
+
+impl Entry {
+    fn run(
+        &self,
+        engine: &Engine,
+        invocation: &Invocation,
+        started: &mut dyn FnMut(Result<(), String>),
+    ) -> i32 {
         let name = invocation.args.first().cloned().unwrap_or_default();
         let runtime = match self.runtime() {
             Ok(runtime) => runtime,
@@ -93,7 +119,7 @@ impl Guest {
             }
         };
         let code = runtime.block_on(async {
-            let mut store = match store(&self.engine, &invocation) {
+            let mut store = match store(engine, invocation) {
                 Ok(store) => store,
                 Err(error) => {
                     started(Err(format!("cannot set up WASI: {error:#}")));
@@ -102,7 +128,6 @@ impl Guest {
             };
             let mut running = false;
             let result = self
-                .entry
                 .call(&mut store, &mut || {
                     running = true;
                     started(Ok(()));
@@ -139,8 +164,8 @@ impl Guest {
     /// An event loop. Guests that can have sockets get a second thread that watches them: one that
     /// polls without ever waiting would never see an event otherwise.
     fn runtime(&self) -> io::Result<Runtime> {
-        let mut builder = match self.entry {
-            Entry::Component { sockets: true, .. } => {
+        let mut builder = match self {
+            Self::Component { sockets: true, .. } => {
                 let mut builder = Builder::new_multi_thread();
                 builder.worker_threads(1);
                 builder
@@ -172,7 +197,7 @@ impl End {
 
 /// Writes `error` and its causes to standard error: a trap's are the wasm backtrace and the reason.
 /// wasmtime's own form would append this process's frames where the daemon's environment asks.
-fn complain(subject: &str, error: &wasmtime::Error) {
+pub(crate) fn complain(subject: &str, error: &wasmtime::Error) {
     let mut text = format!("{subject}: {error}\n");
     for cause in error.chain().skip(1) {
         text.push_str(&format!("Caused by: {cause}\n"));
@@ -183,14 +208,24 @@ fn complain(subject: &str, error: &wasmtime::Error) {
 
 /// The guest's memory and its view of the world.
 fn store(engine: &Engine, invocation: &Invocation) -> wasmtime::Result<Store<State>> {
-    let mut wasi = WasiCtxBuilder::new();
+    let mut wasi = world(invocation)?;
     wasi.stdin(Stdin::new()?)
         .stdout(Output::stdout()?)
         .stderr(Output::stderr()?)
-        .args(&invocation.args)
-        .initial_cwd(&invocation.cwd)
         // There is one guest in this process: it may block it.
-        .allow_blocking_current_thread(true)
+        .allow_blocking_current_thread(true);
+    let state = State::new(wasi.build_p1(), StoreLimits::default());
+    let mut store = Store::new(engine, state);
+    // For a server's engine, one of whose other functions was named.
+    store.set_epoch_deadline(u64::MAX / 2);
+    Ok(store)
+}
+
+/// All that a guest gets but its standard streams.
+pub(crate) fn world(invocation: &Invocation) -> wasmtime::Result<WasiCtxBuilder> {
+    let mut wasi = WasiCtxBuilder::new();
+    wasi.args(&invocation.args)
+        .initial_cwd(&invocation.cwd)
         .preopened_dir("/", "/", FsPerms::ReadWrite)?
         .inherit_network()
         .allow_ip_name_lookup(true)
@@ -208,7 +243,7 @@ fn store(engine: &Engine, invocation: &Invocation) -> wasmtime::Result<Store<Sta
     if !has_pwd {
         wasi.env("PWD", &invocation.cwd);
     }
-    Ok(Store::new(engine, wasi.build_p1()))
+    Ok(wasi)
 }
 
 impl Entry {

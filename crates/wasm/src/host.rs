@@ -13,8 +13,10 @@ use wasmtime::{Engine, ExternType, FuncType, Module, ValType};
 use wasmtime_wasi::{p2, p3};
 
 use crate::artifact::{self, Kind};
-use crate::engine::{self, State};
-use crate::guest::{ComponentEntry, Entry, Guest};
+use crate::engine;
+use crate::guest::{ComponentEntry, Entry, Guest, Work};
+use crate::serve::{self, Server};
+use crate::state::State;
 use crate::{names, signals};
 
 /// The entry function of a core module that nobody named (WASI application ABI, "command").
@@ -76,7 +78,7 @@ impl Host {
     }
 
     /// Maps `artifact`, links it, and finds what to call: `function`, or else what its world says
-    /// (`_start` of a module, `wasi:cli/run` of a component).
+    /// (`_start` of a module; of a component a handler of HTTP requests, else `wasi:cli/run`).
     ///
     /// `function` names an export of a module or component, or `interface#function` of a
     /// component. It may take no parameters and return nothing or an integer, of a component also
@@ -94,14 +96,31 @@ impl Host {
         let kind = artifact::kind(&artifact)
             .map_err(|error| LoadError::Map(error.to_string()))?
             .ok_or_else(|| LoadError::Artifact("it does not end as one".into()))?;
-        let entry = match kind {
-            Kind::Module => self.load_module(artifact, function)?,
-            Kind::Component => self.load_component(artifact, function)?,
+        let (engine, work) = match kind {
+            Kind::Module => (
+                self.engine.clone(),
+                Work::Once(self.load_module(artifact, function)?),
+            ),
+            Kind::Component => (
+                self.engine.clone(),
+                load_component(&self.engine, &self.components, artifact, function)?,
+            ),
+            Kind::Server => {
+                let (engine, linker) = Self::for_servers().map_err(|error| {
+                    LoadError::Map(format!("cannot set up wasmtime for a server: {error:#}"))
+                })?;
+                let work = load_component(&engine, &linker, artifact, function)?;
+                (engine, work)
+            }
         };
-        Ok(Guest {
-            engine: self.engine.clone(),
-            entry,
-        })
+        Ok(Guest { engine, work })
+    }
+
+    /// The engine of guests that serve requests, of which there are few: not made beforehand.
+    fn for_servers() -> wasmtime::Result<(Engine, component::Linker<State>)> {
+        let engine = engine::server_engine(Some(serve::MAX_REQUESTS))?;
+        let linker = engine::component_linker(&engine)?;
+        Ok((engine, linker))
     }
 
     fn load_module(&self, artifact: File, function: Option<&str>) -> Result<Entry, LoadError> {
@@ -143,99 +162,99 @@ impl Host {
             function: name.to_owned(),
         })
     }
+}
 
-    fn load_component(&self, artifact: File, function: Option<&str>) -> Result<Entry, LoadError> {
-        let component = self
-            .map_component(artifact)
-            .map_err(|error| LoadError::Map(format!("{error:#}")))?;
-        let pre = self
-            .components
-            .instantiate_pre(&component)
-            .map_err(|error| LoadError::Link(format!("{error:#}")))?;
-        let exports = component.component_type();
-        let exports = || {
-            list(
-                exports
-                    .exports(&self.engine)
-                    .map(|(name, _)| name.to_owned()),
-            )
-        };
-        let entry = match function {
-            None => {
-                if let Ok(indices) = p3::bindings::CommandIndices::new(&pre) {
-                    ComponentEntry::Run3(indices)
-                } else if let Ok(indices) = p2::bindings::CommandIndices::new(&pre) {
-                    ComponentEntry::Run2(indices)
-                } else {
+fn load_component(
+    engine: &Engine,
+    linker: &component::Linker<State>,
+    artifact: File,
+    function: Option<&str>,
+) -> Result<Work, LoadError> {
+    let component =
+        map_component(engine, artifact).map_err(|error| LoadError::Map(format!("{error:#}")))?;
+    let pre = linker
+        .instantiate_pre(&component)
+        .map_err(|error| LoadError::Link(format!("{error:#}")))?;
+    let exports = component.component_type();
+    let exports = || list(exports.exports(engine).map(|(name, _)| name.to_owned()));
+    let entry = match function {
+        None => {
+            if let Some(server) = Server::of(&pre) {
+                return Ok(Work::Serve(server));
+            } else if let Ok(indices) = p3::bindings::CommandIndices::new(&pre) {
+                ComponentEntry::Run3(indices)
+            } else if let Ok(indices) = p2::bindings::CommandIndices::new(&pre) {
+                ComponentEntry::Run2(indices)
+            } else {
+                return Err(LoadError::NoEntry {
+                    what: "component",
+                    wanted: "it is not of the wasi:cli/command world, which exports \
+                             wasi:cli/run of version 0.2 or 0.3, nor does it export \
+                             wasi:http/incoming-handler or wasi:http/handler; append \
+                             #FUNCTION or #INTERFACE#FUNCTION to its path to call another"
+                        .into(),
+                    exports: exports(),
+                });
+            }
+        }
+        Some(name) => {
+            let (interface, function) = match name.rsplit_once('#') {
+                Some((interface, function)) => (Some(interface), function),
+                None => (None, name),
+            };
+            let instance = match interface {
+                None => Some(None),
+                Some(interface) => component.get_export_index(None, interface).map(Some),
+            };
+            let found =
+                instance.and_then(|instance| component.get_export(instance.as_ref(), function));
+            match found {
+                Some((ComponentItem::ComponentFunc(ty), index)) if is_component_entry(&ty) => {
+                    ComponentEntry::Function(index)
+                }
+                _ => {
                     return Err(LoadError::NoEntry {
                         what: "component",
-                        wanted: "it is not of the wasi:cli/command world, which exports \
-                                 wasi:cli/run of version 0.2 or 0.3; append #FUNCTION or \
-                                 #INTERFACE#FUNCTION to its path to call another"
-                            .into(),
+                        wanted: format!(
+                            "{name:?}, a function without parameters that returns nothing, \
+                             an integer or a result, is missing"
+                        ),
                         exports: exports(),
                     });
                 }
             }
-            Some(name) => {
-                let (interface, function) = match name.rsplit_once('#') {
-                    Some((interface, function)) => (Some(interface), function),
-                    None => (None, name),
-                };
-                let instance = match interface {
-                    None => Some(None),
-                    Some(interface) => component.get_export_index(None, interface).map(Some),
-                };
-                let found =
-                    instance.and_then(|instance| component.get_export(instance.as_ref(), function));
-                match found {
-                    Some((ComponentItem::ComponentFunc(ty), index)) if is_component_entry(&ty) => {
-                        ComponentEntry::Function(index)
-                    }
-                    _ => {
-                        return Err(LoadError::NoEntry {
-                            what: "component",
-                            wanted: format!(
-                                "{name:?}, a function without parameters that returns nothing, \
-                                 an integer or a result, is missing"
-                            ),
-                            exports: exports(),
-                        });
-                    }
-                }
-            }
-        };
-        let sockets = component
-            .component_type()
-            .imports(&self.engine)
-            .any(|(name, _)| name.starts_with("wasi:sockets/"));
-        Ok(Entry::Component {
-            pre,
-            entry,
-            sockets,
-        })
-    }
-
-    /// Maps a component's code.
-    ///
-    /// wasmtime maps components by path only, so the path is the open file's own under /proc. A
-    /// container need not have a /proc; the code is copied into memory then.
-    fn map_component(&self, mut artifact: File) -> wasmtime::Result<Component> {
-        let directory = File::open("/proc/self/fd");
-        let is_proc = |directory: &File| {
-            fstatfs(directory).is_ok_and(|stat| stat.filesystem_type() == PROC_SUPER_MAGIC)
-        };
-        if directory.is_ok_and(|directory| is_proc(&directory)) {
-            let path = format!("/proc/self/fd/{}", artifact.as_raw_fd());
-            // SAFETY: as in `load_module`; only procfs itself can say what this path leads to.
-            return unsafe { Component::deserialize_file(&self.engine, Path::new(&path)) };
         }
-        let mut code = Vec::new();
-        artifact.rewind()?;
-        artifact.read_to_end(&mut code)?;
-        // SAFETY: as in `load_module`.
-        unsafe { Component::deserialize(&self.engine, &code) }
+    };
+    let sockets = component
+        .component_type()
+        .imports(engine)
+        .any(|(name, _)| name.starts_with("wasi:sockets/"));
+    Ok(Work::Once(Entry::Component {
+        pre,
+        entry,
+        sockets,
+    }))
+}
+
+/// Maps a component's code.
+///
+/// wasmtime maps components by path only, so the path is the open file's own under /proc. A
+/// container need not have a /proc; the code is copied into memory then.
+fn map_component(engine: &Engine, mut artifact: File) -> wasmtime::Result<Component> {
+    let directory = File::open("/proc/self/fd");
+    let is_proc = |directory: &File| {
+        fstatfs(directory).is_ok_and(|stat| stat.filesystem_type() == PROC_SUPER_MAGIC)
+    };
+    if directory.is_ok_and(|directory| is_proc(&directory)) {
+        let path = format!("/proc/self/fd/{}", artifact.as_raw_fd());
+        // SAFETY: as in `Host::load_module`; only procfs itself can say what this path leads to.
+        return unsafe { Component::deserialize_file(engine, Path::new(&path)) };
     }
+    let mut code = Vec::new();
+    artifact.rewind()?;
+    artifact.read_to_end(&mut code)?;
+    // SAFETY: as in `Host::load_module`.
+    unsafe { Component::deserialize(engine, &code) }
 }
 
 /// Whether a core function can be called without knowing more about it.

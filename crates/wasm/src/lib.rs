@@ -24,7 +24,9 @@ mod host;
 mod names;
 mod recall;
 mod sandbox;
+mod serve;
 mod signals;
+mod state;
 mod stdio;
 mod worker;
 

@@ -3,6 +3,8 @@
 //! A guest is the first process of its pid namespace, and the kernel drops signals that such a
 //! process has no handler for (pid_namespaces(7)). Wasm cannot install one, so this does.
 
+use std::io;
+
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction,
 };
@@ -49,4 +51,23 @@ pub fn install_termination_handlers() -> nix::Result<()> {
         Some(&SigSet::from_iter(TERMINATION)),
         None,
     )
+}
+
+/// Lets `stream` install a handler of its own for `signal`, in the place of one of
+/// [`install_termination_handlers`]. A signal that comes meanwhile waits, while there is one thread.
+///
+/// # Errors
+/// Those of `stream`, and what sigaction(2) and pthread_sigmask(3) say.
+pub(crate) fn take_over<T>(
+    signal: Signal,
+    stream: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let alone = SigSet::from(signal);
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&alone), None)?;
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler is installed.
+    unsafe { sigaction(signal, &default) }?;
+    let made = stream();
+    pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&alone), None)?;
+    made
 }

@@ -10,11 +10,12 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
+use wasmparser::{Parser, Payload};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module, UnknownImportError};
 
 use crate::artifact::Kind;
-use crate::{engine, sandbox};
+use crate::{engine, sandbox, serve};
 
 /// The first argument with which a program has to call [`worker_main`].
 pub const WORKER_ACTION: &str = "compile-worker";
@@ -81,12 +82,17 @@ fn compile(wasm: &[u8]) -> Result<(Kind, Vec<u8>), String> {
     if wasm.is_empty() {
         return Err("the file is empty".into());
     }
-    let engine = engine::engine().map_err(text)?;
     if is_component(wasm) {
+        let (kind, engine) = match serves_http(wasm) {
+            true => (Kind::Server, engine::server_engine(None)),
+            false => (Kind::Component, engine::engine()),
+        };
+        let engine = engine.map_err(text)?;
         let component = Component::from_binary(&engine, wasm).map_err(text)?;
         check_component(&engine, &component)?;
-        Ok((Kind::Component, component.serialize().map_err(text)?))
+        Ok((kind, component.serialize().map_err(text)?))
     } else {
+        let engine = engine::engine().map_err(text)?;
         let module = Module::from_binary(&engine, wasm).map_err(text)?;
         check_module(&engine, &module)?;
         Ok((Kind::Module, module.serialize().map_err(text)?))
@@ -96,6 +102,27 @@ fn compile(wasm: &[u8]) -> Result<(Kind, Vec<u8>), String> {
 /// Whether the layer field of the header says component (component-model/Binary.md).
 fn is_component(wasm: &[u8]) -> bool {
     wasm.get(6..8) == Some(&[1, 0])
+}
+
+/// Whether a component exports a handler of HTTP requests. What is malformed does not; the
+/// compiler tells what is wrong with it.
+fn serves_http(wasm: &[u8]) -> bool {
+    let mut depth = 0;
+    for payload in Parser::new(0).parse_all(wasm) {
+        match payload {
+            Ok(Payload::Version { .. }) => depth += 1,
+            Ok(Payload::End(_)) => depth -= 1,
+            Ok(Payload::ComponentExportSection(exports)) if depth == 1 => {
+                let names = exports.into_iter().flatten().map(|export| export.name.name);
+                if names.into_iter().any(serve::is_handler) {
+                    return true;
+                }
+            }
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 fn check_module(engine: &Engine, module: &Module) -> Result<(), String> {
@@ -119,7 +146,7 @@ fn check_component(engine: &Engine, component: &Component) -> Result<(), String>
     match linker.instantiate_pre(component) {
         Ok(_) => Ok(()),
         Err(error) => Err(format!(
-            "{}; a component may import WASI 0.2 and 0.3 (wasi:cli, clocks, filesystem, io, \
+            "{}; a component may import WASI 0.2 and 0.3 (wasi:cli, clocks, filesystem, http, io, \
              random, sockets) and nothing else",
             text(error)
         )),

@@ -1,0 +1,241 @@
+//! One client's connection: its requests, and what it is told when there is no response.
+
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, RETRY_AFTER, UPGRADE};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use wasmtime_wasi_http::handler::{
+    ExpirationError, InstantiationError, ProxyHandler, TrapOrPanicError,
+};
+use wasmtime_wasi_http::{Error, WasiBody};
+
+use super::MAX_REQUESTS;
+use super::instances::Instances;
+use super::settings::{HEADER_TIME, MAX_BODY, MAX_HEADERS, REQUEST_TIME};
+use crate::guest::complain;
+
+/// How connections are served.
+pub(super) struct Protocol(Builder<TokioExecutor>);
+
+impl Protocol {
+    /// HTTP/1.1, and HTTP/2 for clients that begin with it.
+    pub(super) fn new() -> Self {
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIME)
+            .max_buf_size(MAX_HEADERS)
+            .pipeline_flush(true);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(MAX_HEADERS as u32)
+            .max_concurrent_streams(MAX_REQUESTS);
+        Self(builder)
+    }
+
+    /// Serves one connection to its end; after `ending`, only to the end of the request that is
+    /// under way.
+    pub(super) async fn serve(
+        &self,
+        stream: TcpStream,
+        handler: ProxyHandler<Instances>,
+        mut ending: watch::Receiver<bool>,
+    ) {
+        let service = service_fn(move |request| answer(handler.clone(), request));
+        let mut connection = pin!(self.0.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            // A client that breaks off or talks nonsense has been told so; nobody else cares.
+            _ = connection.as_mut() => return,
+            _ = ending.wait_for(|ending| *ending) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        let _ = connection.await;
+    }
+}
+
+/// Has the guest answer `request`, or says why it does not.
+async fn answer(
+    handler: ProxyHandler<Instances>,
+    request: Request<Incoming>,
+) -> Result<Response<WasiBody>, Infallible> {
+    let name = handler.state().name();
+    if let Some(refusal) = refuse(&request) {
+        return Ok(refusal);
+    }
+    let Some(counted) = handler.state().shared.requests.take(MAX_REQUESTS as usize) else {
+        return Ok(busy("too many requests at a time"));
+    };
+    let too_large = Arc::new(AtomicBool::new(false));
+    let request = request.map(|body| {
+        let limited = Limited {
+            body,
+            left: MAX_BODY,
+            too_large: too_large.clone(),
+        };
+        limited.boxed_unsync()
+    });
+    let answered = handler.handle((), request).await;
+    if too_large.load(Ordering::Relaxed) {
+        return Ok(body_too_large());
+    }
+    Ok(match answered {
+        Ok(response) => response.map(|body| {
+            let counted = Held {
+                body,
+                _counted: counted,
+            };
+            counted.boxed_unsync()
+        }),
+        Err(error) if error.is::<ExpirationError>() => say(
+            StatusCode::GATEWAY_TIMEOUT,
+            format!("the guest took longer than {} s", REQUEST_TIME.as_secs()),
+        ),
+        // Whoever found it has written what happened.
+        Err(error) if error.is::<TrapOrPanicError>() => failed(),
+        Err(error) => match error.downcast_ref::<InstantiationError<()>>() {
+            Some(failure) => {
+                complain(&format!("{name}: no instance can be made"), &failure.error);
+                busy("no instance of the guest can be made")
+            }
+            None => {
+                complain(name, &error);
+                failed()
+            }
+        },
+    })
+}
+
+/// What is not for a guest at all.
+fn refuse(request: &Request<Incoming>) -> Option<Response<WasiBody>> {
+    let length = request.headers().get(CONTENT_LENGTH);
+    let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    if length.is_some_and(|length| length > MAX_BODY) {
+        return Some(body_too_large());
+    }
+    // A client that would also take HTTP/2 over this connection is served as it is (RFC 9113,
+    // section 3.1, has done away with this upgrade).
+    let upgrade = request.headers().get(UPGRADE);
+    if let Some(protocol) = upgrade.filter(|protocol| *protocol != "h2c") {
+        let protocol = protocol.to_str().unwrap_or("another protocol");
+        return Some(say(
+            StatusCode::NOT_IMPLEMENTED,
+            format!("connections cannot be upgraded to {protocol}"),
+        ));
+    }
+    (request.method() == Method::CONNECT)
+        .then(|| say(StatusCode::NOT_IMPLEMENTED, "there are no tunnels here"))
+}
+
+fn failed() -> Response<WasiBody> {
+    say(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "the guest failed; its container's log says why",
+    )
+}
+
+fn busy(reason: &str) -> Response<WasiBody> {
+    let mut response = say(StatusCode::SERVICE_UNAVAILABLE, reason);
+    let headers = response.headers_mut();
+    headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+fn body_too_large() -> Response<WasiBody> {
+    let mut response = say(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("a request's body may have {MAX_BODY} bytes"),
+    );
+    // What is left of it is not read.
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+fn say(status: StatusCode, text: impl Into<String>) -> Response<WasiBody> {
+    let text = Full::from(format!("{}\n", text.into()));
+    let mut response = Response::new(text.map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = status;
+    response
+}
+
+/// A request's body, as much of it as is allowed.
+struct Limited {
+    body: Incoming,
+    left: u64,
+    /// Set once there is more.
+    too_large: Arc<AtomicBool>,
+}
+
+impl Body for Limited {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let length = match &frame {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, |data| data.len() as u64),
+            _ => 0,
+        };
+        Poll::Ready(match self.left.checked_sub(length) {
+            Some(left) => {
+                self.left = left;
+                frame.map(|frame| frame.map_err(Error::Hyper))
+            }
+            None => {
+                self.too_large.store(true, Ordering::Relaxed);
+                Some(Err(Error::HttpRequestBodySize(Some(MAX_BODY))))
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response's body, with which its request ends.
+struct Held<C> {
+    body: WasiBody,
+    _counted: C,
+}
+
+impl<C: Unpin> Body for Held<C> {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

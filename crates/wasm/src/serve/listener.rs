@@ -1,0 +1,219 @@
+//! The server's threads: one that accepts connections and keeps the clock, and those that serve.
+
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZero;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use nix::sys::signal::Signal;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use wasmtime::Engine;
+use wasmtime_wasi_http::handler::ProxyHandler;
+
+use super::Pre;
+use super::connection::Protocol;
+use super::instances::Instances;
+use super::settings::{MAX_CONNECTIONS, Settings, TICK};
+use super::shared::{Count, Counted, Shared};
+use crate::guest::Invocation;
+use crate::signals;
+use crate::stdio::Output;
+
+/// Said to a client over the limit of connections, before its request is read.
+const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
+    connection: close\r\ncontent-length: 30\r\n\r\ntoo many connections at a time";
+
+/// Serves until SIGTERM or SIGINT and then to the end of the requests that are under way; a second
+/// such signal ends the process.
+///
+/// # Errors
+/// Why the server could not be started.
+pub(super) fn serve(
+    engine: &Engine,
+    pre: Pre,
+    invocation: &Invocation,
+    settings: Settings,
+    started: &mut dyn FnMut(Result<(), String>),
+) -> Result<(), String> {
+    let failed = |what: &str, error: io::Error| format!("{what}: {error}");
+    let runtime = event_loop().map_err(|error| failed("cannot start an event loop", error))?;
+    // While there is one thread, so that no signal is lost.
+    let entered = runtime.enter();
+    let terminated = signal_stream(Signal::SIGTERM)?;
+    let interrupted = signal_stream(Signal::SIGINT)?;
+    drop(entered);
+    let shared = Arc::new(Shared::default());
+    let (end, ending) = watch::channel(false);
+    let output = || -> io::Result<_> { Ok((Output::stdout()?, Output::stderr()?)) };
+    let (stdout, stderr) =
+        output().map_err(|error| failed("cannot duplicate its streams", error))?;
+    let invocation = Arc::new(invocation.clone());
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let servers: io::Result<Vec<Server>> = (0..threads)
+        .map(|_| {
+            let instances = Instances {
+                engine: engine.clone(),
+                pre: pre.clone(),
+                invocation: invocation.clone(),
+                stdout: stdout.clone(),
+                stderr: stderr.clone(),
+                shared: shared.clone(),
+            };
+            Server::start(instances, ending.clone())
+        })
+        .collect();
+    let servers = servers.map_err(|error| failed("cannot start a thread", error))?;
+    runtime.block_on(async {
+        let listener = listen(&settings)
+            .map_err(|error| failed(&format!("cannot listen on {}", settings.address), error))?;
+        tokio::spawn(tick(engine.clone(), shared.instances.clone()));
+        started(Ok(()));
+        tokio::select! {
+            () = accept(listener, &servers, &shared) => {}
+            () = first(terminated) => {}
+            () = first(interrupted) => {}
+        }
+        // Whoever waits for the container's end waits no longer than for these.
+        end.send_replace(true);
+        shared.connections.wait_for(false).await;
+        Ok::<(), String>(())
+    })?;
+    for server in servers {
+        server.join();
+    }
+    Ok(())
+}
+
+fn event_loop() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+fn listen(settings: &Settings) -> io::Result<TcpListener> {
+    let socket = match settings.address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(settings.address)?;
+    socket.listen(settings.backlog)
+}
+
+/// From here on `kind` is no longer the process's end but one of its events, and a second one is
+/// its end again.
+fn signal_stream(kind: Signal) -> Result<tokio::signal::unix::Signal, String> {
+    let stream = || -> io::Result<_> {
+        signals::take_over(kind, || signal(SignalKind::from_raw(kind as i32)))
+    };
+    stream().map_err(|error| format!("cannot wait for {kind}: {error}"))
+}
+
+async fn first(mut signals: tokio::signal::unix::Signal) {
+    signals.recv().await;
+    tokio::spawn(async move {
+        if signals.recv().await.is_some() {
+            std::process::exit(0);
+        }
+    });
+}
+
+/// Keeps wasmtime's clock while there are instances that could look at it.
+async fn tick(engine: Engine, instances: Arc<Count>) {
+    loop {
+        instances.wait_for(true).await;
+        tokio::time::sleep(TICK).await;
+        engine.increment_epoch();
+    }
+}
+
+/// Hands connections out, each to the thread that has the fewest.
+async fn accept(listener: TcpListener, servers: &[Server], shared: &Shared) {
+    loop {
+        let mut stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Mostly too many open files: some will be closed.
+                eprintln!("accepting a connection: {error}");
+                tokio::time::sleep(TICK).await;
+                continue;
+            }
+        };
+        let Some(counted) = shared.connections.take(MAX_CONNECTIONS) else {
+            // It is told if that does not take time.
+            let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+            let _ = stream.shutdown().await;
+            continue;
+        };
+        let server = servers.iter().min_by_key(|server| server.connections.now());
+        if let Some(server) = server {
+            server.take(stream, counted);
+        }
+    }
+}
+
+/// A thread that serves.
+struct Server {
+    thread: JoinHandle<()>,
+    given: mpsc::UnboundedSender<Given>,
+    connections: Arc<Count>,
+}
+
+/// A connection on its way to its thread.
+struct Given {
+    stream: std::net::TcpStream,
+    counted: [Option<Counted>; 2],
+}
+
+impl Server {
+    fn start(instances: Instances, ending: watch::Receiver<bool>) -> io::Result<Self> {
+        let (given, mut taken) = mpsc::unbounded_channel::<Given>();
+        let runtime = event_loop()?;
+        let work = async move {
+            let protocol = Arc::new(Protocol::new());
+            let handler = ProxyHandler::new(instances);
+            while let Some(Given { stream, counted }) = taken.recv().await {
+                // It was made by this program's other event loop and is in order.
+                let Ok(stream) = TcpStream::from_std(stream) else {
+                    continue;
+                };
+                let (protocol, handler) = (protocol.clone(), handler.clone());
+                let ending = ending.clone();
+                tokio::spawn(async move {
+                    protocol.serve(stream, handler, ending).await;
+                    drop(counted);
+                });
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("http".into())
+            .spawn(move || runtime.block_on(work))?;
+        Ok(Self {
+            thread,
+            given,
+            connections: Arc::default(),
+        })
+    }
+
+    fn take(&self, stream: TcpStream, counted: Counted) {
+        // Small pieces of a response are for now, not for later.
+        let _ = stream.set_nodelay(true);
+        if let Ok(stream) = stream.into_std() {
+            let ours = self.connections.take(usize::MAX);
+            // The thread is there for as long as this is.
+            let _ = self.given.send(Given {
+                stream,
+                counted: [Some(counted), ours],
+            });
+        }
+    }
+
+    /// Waits for the thread's end; it has no connections.
+    fn join(self) {
+        drop(self.given);
+        let _ = self.thread.join();
+    }
+}

@@ -1,0 +1,72 @@
+//! Serving a component that handles requests over HTTP: `wasi:http/incoming-handler` of WASI 0.2 or
+//! `wasi:http/handler` of 0.3.
+//!
+//! Threads: the process's first accepts connections and keeps the clock; it never runs guest code.
+//! As many others as the container may use processors each serve the connections that they are
+//! given, the guest's code included, from beginning to end, so that a request crosses no thread.
+//!
+//! Reading order: [`Server`], `settings`, `listener`, `connection` (what a client is told),
+//! `instances` (where guests come from and go), `shared` (what the threads know of each other).
+
+mod connection;
+mod instances;
+mod listener;
+mod settings;
+mod shared;
+
+use wasmtime::Engine;
+use wasmtime::component::InstancePre;
+use wasmtime_wasi_http::{p2, p3};
+
+use crate::guest::{EXIT_HOST_FAILURE, Invocation};
+use crate::state::State;
+use settings::Settings;
+
+/// The most requests that are handled at a time; the next gets 503.
+pub(crate) const MAX_REQUESTS: u32 = 256;
+
+/// Whether a component that exports `name` handles requests.
+pub(crate) fn is_handler(name: &str) -> bool {
+    name.starts_with("wasi:http/incoming-handler@0.2.")
+        || name.starts_with("wasi:http/handler@0.3.")
+}
+
+/// A component that handles requests, linked.
+pub(crate) struct Server(Pre);
+
+/// By the version of its world.
+#[derive(Clone)]
+enum Pre {
+    P2(p2::bindings::ProxyPre<State>),
+    P3(p3::bindings::ServicePre<State>),
+}
+
+impl Server {
+    /// The server that this component is, if it is one.
+    pub(crate) fn of(pre: &InstancePre<State>) -> Option<Self> {
+        p3::bindings::ServicePre::new(pre.clone())
+            .map(Pre::P3)
+            .or_else(|_| p2::bindings::ProxyPre::new(pre.clone()).map(Pre::P2))
+            .map(Self)
+            .ok()
+    }
+
+    /// Serves until SIGTERM or SIGINT. `started` is called when the port is open, or with the
+    /// reason why it is not. Returns the exit code.
+    pub(crate) fn run(
+        self,
+        engine: &Engine,
+        invocation: &Invocation,
+        started: &mut dyn FnMut(Result<(), String>),
+    ) -> i32 {
+        let served = Settings::of(invocation)
+            .and_then(|settings| listener::serve(engine, self.0, invocation, settings, started));
+        match served {
+            Ok(()) => 0,
+            Err(reason) => {
+                started(Err(reason));
+                EXIT_HOST_FAILURE
+            }
+        }
+    }
+}
