@@ -89,10 +89,12 @@ impl Rootfs {
             "hello.wasm",
             "hello-rust.wasm",
             "hello-component.wasm",
+            "hello-http.wasm",
             "reactor.wasm",
             "tcp-echo.wasm",
             "tool.wasm",
             "tool-component.wasm",
+            "tool-http.wasm",
             "tool-p3.wasm",
         ]
         .into_iter()

@@ -118,7 +118,7 @@ impl Host {
 
     /// The engine of guests that serve requests, of which there are few: not made beforehand.
     fn for_servers() -> wasmtime::Result<(Engine, component::Linker<State>)> {
-        let engine = engine::server_engine(Some(serve::MAX_REQUESTS))?;
+        let engine = engine::server_engine(Some(serve::MOST_REQUESTS))?;
         let linker = engine::component_linker(&engine)?;
         Ok((engine, linker))
     }

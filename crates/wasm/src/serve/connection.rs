@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -21,9 +22,8 @@ use wasmtime_wasi_http::handler::{
 };
 use wasmtime_wasi_http::{Error, WasiBody};
 
-use super::MAX_REQUESTS;
 use super::instances::Instances;
-use super::settings::{HEADER_TIME, MAX_BODY, MAX_HEADERS, REQUEST_TIME};
+use super::settings::{HEADER_TIME, MAX_HEADERS, MOST_REQUESTS};
 use crate::guest::complain;
 
 /// How connections are served.
@@ -37,13 +37,12 @@ impl Protocol {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIME)
-            .max_buf_size(MAX_HEADERS)
-            .pipeline_flush(true);
+            .max_buf_size(MAX_HEADERS);
         builder
             .http2()
             .timer(TokioTimer::new())
             .max_header_list_size(MAX_HEADERS as u32)
-            .max_concurrent_streams(MAX_REQUESTS);
+            .max_concurrent_streams(MOST_REQUESTS);
         Self(builder)
     }
 
@@ -72,25 +71,29 @@ async fn answer(
     handler: ProxyHandler<Instances>,
     request: Request<Incoming>,
 ) -> Result<Response<WasiBody>, Infallible> {
-    let name = handler.state().name();
-    if let Some(refusal) = refuse(&request) {
+    let instances = handler.state();
+    let name = instances.name();
+    let settings = &instances.settings;
+    if let Some(refusal) = refuse(&request, settings.max_body) {
         return Ok(refusal);
     }
-    let Some(counted) = handler.state().shared.requests.take(MAX_REQUESTS as usize) else {
+    let Some(counted) = instances.shared.requests.take(settings.max_requests) else {
         return Ok(busy("too many requests at a time"));
     };
+    let asked = format!("{} {}", request.method(), request.uri().path());
     let too_large = Arc::new(AtomicBool::new(false));
     let request = request.map(|body| {
         let limited = Limited {
             body,
-            left: MAX_BODY,
+            left: settings.max_body,
             too_large: too_large.clone(),
         };
         limited.boxed_unsync()
     });
+    let begun = Instant::now();
     let answered = handler.handle((), request).await;
     if too_large.load(Ordering::Relaxed) {
-        return Ok(body_too_large());
+        return Ok(body_too_large(settings.max_body));
     }
     Ok(match answered {
         Ok(response) => response.map(|body| {
@@ -100,10 +103,16 @@ async fn answer(
             };
             counted.boxed_unsync()
         }),
-        Err(error) if error.is::<ExpirationError>() => say(
-            StatusCode::GATEWAY_TIMEOUT,
-            format!("the guest took longer than {} s", REQUEST_TIME.as_secs()),
-        ),
+        // Also where an instance that never pauses had to be ended as a whole: the error then tells
+        // of a request that came to nothing.
+        Err(error) if error.is::<ExpirationError>() || begun.elapsed() >= settings.request_time => {
+            let time = format!("longer than {} s", settings.request_time.as_secs());
+            eprintln!("{name}: a request took {time}: {asked}");
+            say(
+                StatusCode::GATEWAY_TIMEOUT,
+                format!("the guest took {time}"),
+            )
+        }
         // Whoever found it has written what happened.
         Err(error) if error.is::<TrapOrPanicError>() => failed(),
         Err(error) => match error.downcast_ref::<InstantiationError<()>>() {
@@ -120,11 +129,11 @@ async fn answer(
 }
 
 /// What is not for a guest at all.
-fn refuse(request: &Request<Incoming>) -> Option<Response<WasiBody>> {
+fn refuse(request: &Request<Incoming>, max_body: u64) -> Option<Response<WasiBody>> {
     let length = request.headers().get(CONTENT_LENGTH);
     let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
-    if length.is_some_and(|length| length > MAX_BODY) {
-        return Some(body_too_large());
+    if length.is_some_and(|length| length > max_body) {
+        return Some(body_too_large(max_body));
     }
     // A client that would also take HTTP/2 over this connection is served as it is (RFC 9113,
     // section 3.1, has done away with this upgrade).
@@ -154,10 +163,10 @@ fn busy(reason: &str) -> Response<WasiBody> {
     response
 }
 
-fn body_too_large() -> Response<WasiBody> {
+fn body_too_large(max_body: u64) -> Response<WasiBody> {
     let mut response = say(
         StatusCode::PAYLOAD_TOO_LARGE,
-        format!("a request's body may have {MAX_BODY} bytes"),
+        format!("a request's body may have {max_body} bytes"),
     );
     // What is left of it is not read.
     let headers = response.headers_mut();
@@ -200,7 +209,7 @@ impl Body for Limited {
             }
             None => {
                 self.too_large.store(true, Ordering::Relaxed);
-                Some(Err(Error::HttpRequestBodySize(Some(MAX_BODY))))
+                Some(Err(Error::HttpRequestBodySize(None)))
             }
         })
     }

@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 use wasmtime::component::GuestTaskId;
@@ -15,7 +15,7 @@ use wasmtime_wasi_http::handler::{
 };
 
 use super::Pre;
-use super::settings::{IDLE_TIME, MAX_MEMORY, REQUEST_TIME, REUSE, REUSE_AT_A_TIME};
+use super::settings::{IDLE_TIME, REUSE_AT_A_TIME, Settings};
 use super::shared::{Counted, Shared};
 use crate::guest::{Invocation, complain, world};
 use crate::state::State;
@@ -26,6 +26,7 @@ pub(super) struct Instances {
     pub(super) engine: Engine,
     pub(super) pre: Pre,
     pub(super) invocation: Arc<Invocation>,
+    pub(super) settings: Arc<Settings>,
     pub(super) stdout: Output,
     pub(super) stderr: Output,
     pub(super) shared: Arc<Shared>,
@@ -40,7 +41,9 @@ impl Instances {
     fn store(&self) -> wasmtime::Result<Store<State>> {
         let mut wasi = world(&self.invocation)?;
         wasi.stdout(self.stdout.clone()).stderr(self.stderr.clone());
-        let limits = StoreLimitsBuilder::new().memory_size(MAX_MEMORY).build();
+        let limits = StoreLimitsBuilder::new()
+            .memory_size(self.settings.max_memory)
+            .build();
         let mut store = Store::new(&self.engine, State::new(wasi.build_p1(), limits));
         store.limiter(|state| &mut state.limits);
         // At each tick of the clock a guest that computes lets others on, its time limit included.
@@ -60,19 +63,24 @@ impl HandlerState for Instances {
         let mut store = self.store()?;
         let make = async {
             Ok(match &self.pre {
-                Pre::P2(pre) => (Proxy::P2(pre.instantiate_async(&mut store).await?), 1, 1),
+                Pre::P2(pre) => (
+                    Proxy::P2(pre.instantiate_async(&mut store).await?),
+                    self.settings.reuse_of_p2(),
+                    1,
+                ),
                 Pre::P3(pre) => (
                     Proxy::P3(pre.instantiate_async(&mut store).await?),
-                    REUSE,
+                    self.settings.reuse_of_p3(),
                     REUSE_AT_A_TIME,
                 ),
             })
         };
-        let made: wasmtime::Result<_> = match tokio::time::timeout(REQUEST_TIME, make).await {
+        let time = self.settings.request_time;
+        let made: wasmtime::Result<_> = match tokio::time::timeout(time, make).await {
             Ok(made) => made,
             Err(_) => Err(wasmtime::format_err!(
                 "its start took longer than {} s",
-                REQUEST_TIME.as_secs()
+                time.as_secs()
             )),
         };
         let (proxy, requests, at_a_time) = made?;
@@ -80,11 +88,15 @@ impl HandlerState for Instances {
             store,
             proxy,
             view: State::http,
-            expiration: Expiration(Box::pin(tokio::time::sleep(REQUEST_TIME))),
+            expiration: Expiration {
+                sleep: Box::pin(tokio::time::sleep(time)),
+                request_time: time,
+            },
             state: Worker {
                 name: self.name().to_owned(),
                 requests,
                 at_a_time,
+                request_time: time,
                 _counted: counted,
             },
         })
@@ -92,7 +104,10 @@ impl HandlerState for Instances {
 }
 
 /// When an instance has taken too long, or has waited long enough for another request.
-pub(super) struct Expiration(Pin<Box<Sleep>>);
+pub(super) struct Expiration {
+    sleep: Pin<Box<Sleep>>,
+    request_time: Duration,
+}
 
 impl WorkerExpiration for Expiration {
     fn poll(
@@ -103,13 +118,13 @@ impl WorkerExpiration for Expiration {
     ) -> Poll<()> {
         let time = match status {
             WorkerStatus::Idle => IDLE_TIME,
-            WorkerStatus::Requests | WorkerStatus::PostReturn => REQUEST_TIME,
+            WorkerStatus::Requests | WorkerStatus::PostReturn => self.request_time,
         };
         let until = tokio::time::Instant::from_std(since + time);
-        if until != self.0.deadline() {
-            self.0.as_mut().reset(until);
+        if until != self.sleep.deadline() {
+            self.sleep.as_mut().reset(until);
         }
-        self.0.as_mut().poll(context)
+        self.sleep.as_mut().poll(context)
     }
 }
 
@@ -118,6 +133,7 @@ pub(super) struct Worker {
     name: String,
     requests: usize,
     at_a_time: usize,
+    request_time: Duration,
     _counted: Option<Counted>,
 }
 
@@ -141,7 +157,7 @@ impl WorkerState for Worker {
         (): (),
         _: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
-        Box::pin(tokio::time::sleep(REQUEST_TIME))
+        Box::pin(tokio::time::sleep(self.request_time))
     }
 
     fn drop(&self, store: Store<State>, result: wasmtime::Result<()>) {

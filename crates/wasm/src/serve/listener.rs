@@ -18,7 +18,7 @@ use wasmtime_wasi_http::handler::ProxyHandler;
 use super::Pre;
 use super::connection::Protocol;
 use super::instances::Instances;
-use super::settings::{MAX_CONNECTIONS, Settings, TICK};
+use super::settings::{Settings, TICK};
 use super::shared::{Count, Counted, Shared};
 use crate::guest::Invocation;
 use crate::signals;
@@ -52,7 +52,7 @@ pub(super) fn serve(
     let output = || -> io::Result<_> { Ok((Output::stdout()?, Output::stderr()?)) };
     let (stdout, stderr) =
         output().map_err(|error| failed("cannot duplicate its streams", error))?;
-    let invocation = Arc::new(invocation.clone());
+    let (invocation, settings) = (Arc::new(invocation.clone()), Arc::new(settings));
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let servers: io::Result<Vec<Server>> = (0..threads)
         .map(|_| {
@@ -60,6 +60,7 @@ pub(super) fn serve(
                 engine: engine.clone(),
                 pre: pre.clone(),
                 invocation: invocation.clone(),
+                settings: settings.clone(),
                 stdout: stdout.clone(),
                 stderr: stderr.clone(),
                 shared: shared.clone(),
@@ -74,7 +75,7 @@ pub(super) fn serve(
         tokio::spawn(tick(engine.clone(), shared.instances.clone()));
         started(Ok(()));
         tokio::select! {
-            () = accept(listener, &servers, &shared) => {}
+            () = accept(listener, &servers, &shared, settings.max_connections) => {}
             () = first(terminated) => {}
             () = first(interrupted) => {}
         }
@@ -131,7 +132,7 @@ async fn tick(engine: Engine, instances: Arc<Count>) {
 }
 
 /// Hands connections out, each to the thread that has the fewest.
-async fn accept(listener: TcpListener, servers: &[Server], shared: &Shared) {
+async fn accept(listener: TcpListener, servers: &[Server], shared: &Shared, most: usize) {
     loop {
         let mut stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -142,7 +143,7 @@ async fn accept(listener: TcpListener, servers: &[Server], shared: &Shared) {
                 continue;
             }
         };
-        let Some(counted) = shared.connections.take(MAX_CONNECTIONS) else {
+        let Some(counted) = shared.connections.take(most) else {
             // It is told if that does not take time.
             let _ = stream.try_write(TOO_MANY_CONNECTIONS);
             let _ = stream.shutdown().await;

@@ -20,10 +20,8 @@ use wasmtime_wasi_http::{p2, p3};
 
 use crate::guest::{EXIT_HOST_FAILURE, Invocation};
 use crate::state::State;
+pub(crate) use settings::MOST_REQUESTS;
 use settings::Settings;
-
-/// The most requests that are handled at a time; the next gets 503.
-pub(crate) const MAX_REQUESTS: u32 = 256;
 
 /// Whether a component that exports `name` handles requests.
 pub(crate) fn is_handler(name: &str) -> bool {
