@@ -3,9 +3,10 @@
 use std::{
     collections::HashMap,
     fs,
+    io::Write,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicU32, Ordering},
@@ -18,6 +19,8 @@ use containerd_client::{
     services::v1::{CreateNamespaceRequest, Namespace, PluginInfoRequest, PluginInfoResponse},
     tonic::{Request, metadata::MetadataValue},
 };
+
+use nix::sys::signal::Signal;
 
 use crate::{
     Network, Version,
@@ -59,6 +62,8 @@ pub struct Containerd {
     folder: PathBuf,
     namespace: String,
     keeper: Child,
+    /// Where the keeper reads what to do; its end is the daemon's.
+    orders: Mutex<Option<ChildStdin>>,
     network: Option<Network>,
     client: Client,
     recorder: Recorder,
@@ -132,7 +137,7 @@ impl Containerd {
                 .arg("nsenter")
                 .arg(format!("--net={}", path.display()));
         }
-        let keeper = keeper
+        let mut keeper = keeper
             .arg(programs.join("containerd"))
             .arg("--config")
             .arg(folder.join("config.toml"))
@@ -158,6 +163,7 @@ impl Containerd {
             version,
             folder,
             namespace,
+            orders: Mutex::new(keeper.stdin.take()),
             keeper,
             network,
             client,
@@ -249,6 +255,38 @@ impl Containerd {
         &self.recorder
     }
 
+    /// Ends the daemon, and not what it has started, with a signal, and waits until it is gone.
+    ///
+    /// # Errors
+    /// It does not run, or goes on.
+    pub fn stop(&self, signal: Signal) -> Result<()> {
+        let pid = self.pid()?;
+        let name = signal.as_str().trim_start_matches("SIG");
+        self.order(name)?;
+        eventually("containerd is gone", || {
+            (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+        })
+    }
+
+    /// Starts the daemon anew and waits until it answers.
+    ///
+    /// # Errors
+    /// It does not come up; the message ends with its log.
+    pub fn restart(&self) -> Result<()> {
+        self.order("start")?;
+        eventually("containerd answers", || {
+            call(self.client.version().version(())).ok()
+        })
+        .with_context(|| self.log())?;
+        self.recorder.resume(&self.client)
+    }
+
+    fn order(&self, line: &str) -> Result<()> {
+        let mut orders = self.orders.lock().expect("no writer panics");
+        let orders = orders.as_mut().context("the daemon's keeper")?;
+        Ok(writeln!(orders, "{line}")?)
+    }
+
     /// A container id that no other test has.
     pub fn new_id(&self, stem: &str) -> String {
         format!("{stem}-{}", self.ids.fetch_add(1, Ordering::Relaxed))
@@ -257,7 +295,8 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        drop(self.keeper.stdin.take());
+        let mut orders = self.orders.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        drop(orders.take());
         // It ends when the last trace is gone; there is nothing to do if not.
         let _ = self.keeper.wait();
     }

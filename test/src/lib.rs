@@ -86,9 +86,26 @@ pub use version::{Version, built_programs, guest, repository, target, tools};
 
 /// Makes one test of each function for every version of containerd, in a module
 /// of the version's name. The functions take the version's shared daemon and
-/// return a `Result`.
+/// return a `Result`; after `own:` each gets a daemon that is its alone, as those
+/// need that stop it.
 #[macro_export]
 macro_rules! each_containerd {
+    (own: $($test:ident),* $(,)?) => {
+        $crate::each_containerd!(@own containerd_1_6, V1_6, $($test),*);
+        $crate::each_containerd!(@own containerd_1_7, V1_7, $($test),*);
+        $crate::each_containerd!(@own containerd_2_1, V2_1, $($test),*);
+    };
+    (@own $module:ident, $version:ident, $($test:ident),*) => {
+        mod $module {
+            $(
+                #[test]
+                fn $test() -> anyhow::Result<()> {
+                    $crate::ensure_root()?;
+                    super::$test(&$crate::Containerd::start($crate::Version::$version)?)
+                }
+            )*
+        }
+    };
     ($($test:ident),* $(,)?) => {
         $crate::each_containerd!(@version containerd_1_6, V1_6, $($test),*);
         $crate::each_containerd!(@version containerd_1_7, V1_7, $($test),*);

@@ -13,6 +13,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::exec::Exec;
 use crate::message::{self, AsyncSocket};
+use crate::orphan::Orphan;
 use crate::program::{FromInit, ToInit};
 use crate::stdio::{Console, ProcessStdio};
 use crate::zygote::{Create, Reply, Request, Target, Zygote};
@@ -81,12 +82,25 @@ impl Container {
         let birthmark = birthmark::take(&create.bundle)
             .map_err(|error| format!("locking the bundle: {error}"))?;
         let target = create.target.clone();
+        let orphan = Orphan {
+            target: target.clone(),
+            bundle: create.bundle.clone(),
+            systemd_cgroup: create.systemd_cgroup,
+        };
         let request = Request::Create(create);
-        let mut fds = vec![theirs.as_fd(), birthmark.as_fd()];
-        fds.extend(stdio.streams());
         let mut call = pin!(async {
+            let mut fds = vec![theirs.as_fd(), birthmark.as_fd()];
+            fds.extend(stdio.streams());
             let answer = zygote.call(&request, &fds).await;
-            answer.map_err(|error| error.to_string())
+            drop(birthmark);
+            match answer {
+                Ok(answer) => Ok(answer),
+                // Nobody is left who would clean up.
+                Err(error) => Err(match ask(zygote, &Request::Clear(orphan)).await {
+                    Ok(()) => error.to_string(),
+                    Err(leftover) => format!("{error}; and {leftover}"),
+                }),
+            }
         });
         let mut told = None;
         loop {

@@ -21,6 +21,7 @@ use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::guest::Guests;
 use crate::init::Init;
+use crate::orphan::delete_orphan;
 use crate::pod;
 use crate::program::Launcher;
 use crate::rootfs;
@@ -49,6 +50,7 @@ pub(crate) fn run(
             }),
         Request::Start(target) => start(&target).map(|()| (Reply::Done, Vec::new())),
         Request::Delete(target) => delete(&target).map(|()| (Reply::Done, Vec::new())),
+        Request::Clear(orphan) => delete_orphan(&orphan).map(|()| (Reply::Done, Vec::new())),
         Request::Pod(pod) => pod::make(&pod).map(|()| (Reply::Done, Vec::new())),
         Request::PodInit(pod) => {
             pod::make_pid_namespace(&pod).map(|(pid, handle)| (Reply::Added(pid), vec![handle]))

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use containerd_shim::bootstrap::BootstrapParams;
@@ -55,7 +55,7 @@ struct Annotated {
 /// What keeps a daemon from being there.
 pub fn start(flags: &Flags) -> io::Result<()> {
     let (options, socket_options) = read_input(flags)?;
-    let group = group(&flags.id)?;
+    let group = group(&flags.id, Path::new(""))?;
     let address = socket_options.socket_address(&group);
     let wanted = match listen(socket_path(&address))? {
         Some(listener) => Some(spawn(flags, listener, &options).inspect_err(|_| {
@@ -93,13 +93,17 @@ fn read_input(flags: &Flags) -> io::Result<(Options, StartOpts)> {
     Ok((options, start))
 }
 
-/// The group of the container: the value of its group annotation, or its id. A sandbox without a
-/// container has no config.json; its id is what its containers' annotations say.
-fn group(id: &str) -> io::Result<String> {
+/// The group of the container with this `id` and `bundle`: the value of its group annotation, or its
+/// id. A sandbox without a container has no config.json; its id is what its containers'
+/// annotations say.
+///
+/// # Errors
+/// When config.json cannot be used.
+pub(crate) fn group(id: &str, bundle: &Path) -> io::Result<String> {
     let error = |reason: String| {
         io::Error::other(format!("the bundle's config.json cannot be used: {reason}"))
     };
-    let config = match fs::read("config.json") {
+    let config = match fs::read(bundle.join("config.json")) {
         Ok(config) => config,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(id.to_owned()),
         Err(reason) => return Err(error(reason.to_string())),

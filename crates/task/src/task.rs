@@ -16,7 +16,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use container::cgroup::{Cgroup, OomWatch};
 use container::rootfs::{self, Mount};
 use container::{
-    Bundle, Container, Create, Exit, Process, Reaper, Stdio, StdioPaths, Target, Zygote,
+    Bundle, Container, Create, Exit, OomKills, Process, Reaper, Stdio, StdioPaths, Target, Zygote,
 };
 use containerd_shim::api::{CreateTaskRequest, ExecProcessRequest, Status};
 use containerd_shim::protos::protobuf::MessageField;
@@ -37,7 +37,7 @@ use crate::sandbox::Slot;
 /// What all tasks of a daemon share.
 pub struct Daemon {
     /// Who clones containers.
-    pub zygote: Zygote,
+    pub zygote: Arc<Zygote>,
     /// Who waits for their ends.
     pub reaper: Reaper,
     /// Who tells containerd.
@@ -124,6 +124,7 @@ impl Task {
         memo.write(&bundle.path)
             .map_err(|error| Error::Unknown(format!("noting the container's state: {error}")))?;
         let since = Instant::now();
+        let kills = OomKills::now();
         let artifact = |module: File, path: String| {
             let (caches, folder) = (daemon.caches.clone(), options.cache_dir.clone());
             async move { caches.artifact(folder.as_deref(), module, path).await }
@@ -135,6 +136,7 @@ impl Task {
                 if let Err(error) = rootfs::unmount(&bundle.mount_point) {
                     log::warn!("{}: {error}", request.id);
                 }
+                let reason = kills.explain(&reason, &bundle);
                 Error::Unknown(format!("OCI runtime create failed: {reason}"))
             })?;
         if let Some(console) = console {
