@@ -80,6 +80,7 @@ pub use exec::{Exec, ExecBuilder};
 pub use network::Network;
 pub use poll::eventually;
 pub use rootfs::{Rootfs, run};
+pub use runtime::call;
 pub use stdio::Input;
 pub use terminal::{CTRL_C, CTRL_D, DETACH, Terminal};
 pub use version::{Version, built_programs, guest, repository, target, tools};
