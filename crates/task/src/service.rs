@@ -370,7 +370,12 @@ impl containerd_shim::Task for Service {
         Ok(Empty::default())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> TtrpcResult<Empty> {
+    async fn checkpoint(
+        &self,
+        _: &TtrpcContext,
+        request: CheckpointTaskRequest,
+    ) -> TtrpcResult<Empty> {
+        self.task(&request.id)?;
         Err(unimplemented("Checkpoint"))
     }
 
