@@ -318,9 +318,7 @@ fn disturbed_life(
                 let _ = container.kill(Signal::SIGKILL);
                 let exit = container.wait()?;
                 ensure!(exit.status == 137, "{exit:?}");
-                // A second try is to do what a first could not.
-                container.delete().or_else(|_| container.delete())?;
-                Ok(())
+                eventually("it can be deleted", || container.delete().ok()).map(drop)
             };
             (true, run(&mut container))
         });

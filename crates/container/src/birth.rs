@@ -96,7 +96,7 @@ impl Container {
             match answer {
                 Ok(answer) => Ok(answer),
                 // Nobody is left who would clean up.
-                Err(error) => Err(match ask(zygote, &Request::Clear(orphan)).await {
+                Err(error) => Err(match free(zygote, &Request::Clear(orphan)).await {
                     Ok(()) => error.to_string(),
                     Err(leftover) => format!("{error}; and {leftover}"),
                 }),
@@ -144,7 +144,7 @@ impl Container {
                 };
                 Ok((container, console))
             }
-            Err(reason) => match ask(zygote, &Request::Delete(target)).await {
+            Err(reason) => match free(zygote, &Request::Delete(target)).await {
                 Ok(()) => Err(reason),
                 Err(leftover) => Err(format!("{reason}, and left something: {leftover}")),
             },
@@ -237,7 +237,7 @@ impl Container {
     /// # Errors
     /// What could not be freed, and why.
     pub async fn delete(&self, zygote: &Zygote) -> Result<(), String> {
-        ask(zygote, &Request::Delete(self.target.clone())).await
+        free(zygote, &Request::Delete(self.target.clone())).await
     }
 }
 
@@ -247,6 +247,18 @@ fn console(master: Option<OwnedFd>) -> Result<Option<Console>, String> {
         .map(Console::new)
         .transpose()
         .map_err(|error| format!("serving the process's terminal: {error}"))
+}
+
+/// Has `request` free something. What one helper has not done before it was killed, the next does.
+async fn free(zygote: &Zygote, request: &Request) -> Result<(), String> {
+    match zygote.call(request, &[]).await {
+        Ok((Reply::Failed(reason), _)) => Err(reason),
+        Ok(_) => Ok(()),
+        Err(error) => {
+            log::warn!("{request:?} is tried again: {error}");
+            ask(zygote, request).await
+        }
+    }
 }
 
 async fn ask(zygote: &Zygote, request: &Request) -> Result<(), String> {
