@@ -3,7 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -31,7 +31,7 @@ use crate::sandbox::Slot;
 use crate::sandbox_service::SandboxService;
 use crate::service::Service;
 use crate::socket::{self, SocketFile};
-use crate::start::{TASK_V2, TASK_V3, WANTED};
+use crate::start::{PLACED, TASK_V2, TASK_V3, WANTED};
 use crate::task::Daemon;
 
 /// Where containerd listens for events: set by it for every shim.
@@ -51,6 +51,7 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
     let log = OpenOptions::new().write(true).open("log").ok();
     log_to(log.as_ref(), flags)?;
     let file = SocketFile::of(&listener()?)?;
+    wait_until_placed().inspect_err(|_| file.remove())?;
     let left = file.clone();
     // The one moment at which there is one thread and nothing open but stdio and the log.
     let zygote = container::clone_zygote(guests, move || left.remove())?;
@@ -109,6 +110,15 @@ pub fn zygote(flags: &Flags) -> io::Result<()> {
     container::run_zygote(socket, guests)?;
     // The daemon has gone, and another may be there already.
     socket::remove_dead(Path::new(&flags.socket))
+}
+
+/// Waits for [`PLACED`].
+fn wait_until_placed() -> io::Result<()> {
+    let start = io::stdout().as_fd().try_clone_to_owned()?;
+    let mut said = [0; PLACED.len()];
+    File::from(start)
+        .read_exact(&mut said)
+        .map_err(|error| io::Error::other(format!("the `start` of this shim has died: {error}")))
 }
 
 /// The listening socket, while it is stdin.

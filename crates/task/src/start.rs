@@ -37,9 +37,13 @@ const MAX_INPUT: u64 = 10 << 20;
 /// The file in the bundle where containerd 1.6 looks for the daemon's address.
 pub(crate) const ADDRESS_FILE: &str = "address";
 
-/// What `start` says to the daemon that it has spawned once containerd knows of it. One to which
-/// it is never said, as `start` was killed, would be left alone for ever.
-pub(crate) const WANTED: [u8; 1] = [1];
+/// What `start` says to the daemon that it has spawned: first, that it is in its cgroup, so that
+/// what it clones from then on is too.
+pub(crate) const PLACED: [u8; 1] = [1];
+
+/// Then, that containerd knows of it. One to which this is never said, as `start` was killed, would
+/// be left alone for ever.
+pub(crate) const WANTED: [u8; 1] = [2];
 
 /// What of config.json matters here.
 #[derive(Deserialize)]
@@ -118,10 +122,10 @@ pub(crate) fn group(id: &str, bundle: &Path) -> io::Result<String> {
 
 /// Spawns the daemon with `listener` as its stdin. It answers as soon as it is up; until then
 /// containerd's connection waits in the socket. Returns where to say [`WANTED`], which the daemon
-/// reads on its stdout's descriptor.
+/// reads on its stdout's descriptor, after [`PLACED`].
 fn spawn(flags: &Flags, listener: UnixListener, options: &Options) -> io::Result<io::PipeWriter> {
     let program: PathBuf = env::current_exe()?;
-    let (is_wanted, wanted) = io::pipe()?;
+    let (is_wanted, mut wanted) = io::pipe()?;
     let mut command = Command::new(program);
     command
         .args(["-namespace", &flags.namespace])
@@ -136,11 +140,18 @@ fn spawn(flags: &Flags, listener: UnixListener, options: &Options) -> io::Result
         command.arg("-debug");
     }
     let mut child = command.spawn()?;
-    let placed = set_cgroup_and_oom_score(child.id(), &options.shim_cgroup).map_err(|error| {
-        // Without the cgroup it was to have, it is not to be.
-        let _ = child.kill();
-        let _ = child.wait();
-        io::Error::other(format!("placing the shim's daemon: {error}"))
-    });
-    placed.map(|()| wanted)
+    let placed = set_cgroup_and_oom_score(child.id(), &options.shim_cgroup)
+        .map_err(io::Error::other)
+        .and_then(|()| wanted.write_all(&PLACED));
+    match placed {
+        Ok(()) => Ok(wanted),
+        Err(error) => {
+            // Without the cgroup it was to have, it is not to be.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(io::Error::other(format!(
+                "placing the shim's daemon: {error}"
+            )))
+        }
+    }
 }
