@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use lighter_test::{
     dockerd::{Container, Dockerd, Image},
     each_store,
-    leaks::ensure_dead,
+    leaks::ensure_dead, run,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -49,7 +49,7 @@ fn programs(engine: &Dockerd) -> Result<Vec<(Container<'_>, i32)>> {
 /// Writes a line to the container's standard input, whether dockerd is there or not.
 fn say(engine: &Dockerd, container: &Container, line: &str) -> Result<()> {
     let fifo = find(&engine.folder().join("exec"), container.id())
-        .context("the FIFO of the container's standard input")?;
+        .with_context(|| format!("{:?}", run("find", &[&engine.folder().join("exec").display().to_string()])))?;
     let mut fifo = fs::File::options().write(true).open(fifo)?;
     Ok(writeln!(fifo, "{line}")?)
 }

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use containerd_client::types::v1::Status;
 use lighter_test::{
-    Builder, Container, Containerd, Input, RUNC, Rootfs, WASMTIME, each_containerd, eventually,
+    Builder, Container, Containerd, Input, RUNC, Rootfs, Version, WASMTIME, each_containerd, eventually,
     leaks::ensure_dead,
 };
 use nix::{
@@ -104,16 +104,17 @@ fn living(engine: &Containerd) -> Result<()> {
         }
         engine.restart()?;
 
-        for (container, _) in &running {
+        for ((container, _), (runtime, ..)) in running.iter().zip(PROGRAMS) {
             let state = container.state()?;
             ensure!(state.status() == Status::Running, "{state:?}");
             ensure!(state.pid == container.pid(), "{state:?}");
             echo(container, "after")?;
             let exec = container.exec(["/bin/sh", "-c", "echo new; exit 5"])?.run()?;
             ensure!((exec.status, exec.text().as_str()) == (5, "new\n"), "{exec:?}");
-            let guest = container.exec(["/tool.wasm", "exit", "6"])?.run();
-            // runc knows no wasm.
-            ensure!(guest.map_or(6, |guest| guest.status) == 6);
+            if runtime == WASMTIME {
+                let guest = container.exec(["/tool.wasm", "exit", "6"])?.run()?;
+                ensure!(guest.status == 6, "{guest:?}");
+            }
         }
         for (exec, expected) in execs {
             exec.feed(b"across\n");
@@ -146,7 +147,12 @@ fn living(engine: &Containerd) -> Result<()> {
 fn ended_meanwhile(engine: &Containerd) -> Result<()> {
     for signal in ENDS {
         let before = exits(engine);
-        let running = programs(engine)?;
+        let mut running = programs(engine)?;
+        if engine.version() > Version::V1_6 {
+            // This containerd takes a shim whose container has no processes for one that has been
+            // left over, and ends it: what runc's said of the exit is lost.
+            drop(running.remove(0));
+        }
         engine.stop(signal)?;
         for (container, _) in &running {
             echo(container, "last words")?;
@@ -171,7 +177,8 @@ fn ended_meanwhile(engine: &Containerd) -> Result<()> {
         }
         eventually("every end is told", || {
             (exits(engine) >= before + count).then_some(())
-        })?;
+        })
+        .with_context(|| engine.log())?;
         ensure!(exits(engine) == before + count, "and told once");
         engine.ensure_clean()?;
     }

@@ -105,6 +105,13 @@ pub const ZYGOTE_ACTION: &str = "zygote";
 /// do not keep the machine busy.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// What the daemon says to whoever begins with a request.
+const BEGIN: () = ();
+
+/// How often a request is sent before it is given up, as all who were to do it are killed before
+/// they begin.
+const ATTEMPTS: usize = 5;
+
 /// Clones the first zygote; it makes its `guests` itself, and calls `orphaned` when the daemon has
 /// ended, however it did. To be called while the process has one thread and no descriptors open
 /// that a container must not inherit; its stdin and stdout are replaced by /dev/null. Returns the
@@ -218,27 +225,46 @@ impl Zygote {
         request: &Request,
         fds: &[BorrowedFd<'_>],
     ) -> io::Result<(Reply, Vec<OwnedFd>)> {
-        let (ours, theirs) = message::pair()?;
-        let mut all = vec![theirs.as_fd()];
-        all.extend_from_slice(fds);
-        let socket = self.socket().clone();
-        match socket.send(request, &all).await {
-            Err(error) if is_gone(&error) => {
-                self.replace(&socket)?.send(request, &all).await?;
+        for _ in 0..ATTEMPTS {
+            let (ours, theirs) = message::pair()?;
+            // Who begins takes this; a socket that is closed with it unread resets the connection.
+            message::send(&ours, &BEGIN, &[])?;
+            let mut all = vec![theirs.as_fd()];
+            all.extend_from_slice(fds);
+            let socket = self.socket().clone();
+            match socket.send(request, &all).await {
+                Err(error) if is_gone(&error) => {
+                    self.replace(&socket)?.send(request, &all).await?;
+                }
+                sent => sent?,
             }
-            sent => sent?,
+            drop(theirs);
+            match AsyncSocket::new(ours)?.receive().await {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => {
+                    return Err(io::Error::other(
+                        "the process that was to do it was killed before it answered; the shim's log may say more",
+                    ));
+                }
+                // Whoever had it was killed before it was begun.
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => return Err(error),
+            }
         }
-        drop(theirs);
-        match AsyncSocket::new(ours)?.receive().await? {
-            Some(answer) => Ok(answer),
-            None => Err(io::Error::other(
-                "the process that was to do it was killed before it answered; the shim's log may say more",
-            )),
-        }
+        Err(io::Error::other(
+            "whatever process was to do it was killed before it began; the shim's log may say more",
+        ))
     }
 }
 
-/// Whether a send failed as there is nobody at the other end.
+/// Takes the word of the daemon that a request may begin, which waits at `reply_to`.
+fn begin(reply_to: &OwnedFd) {
+    if let Err(error) = message::receive::<()>(reply_to) {
+        log::warn!("the daemon does not say that a request may begin: {error}");
+    }
+}
+
+/// Whether sending or receiving failed as there is nobody at the other end.
 fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -274,6 +300,7 @@ fn serve(socket: OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) {
                     sys::exit_now(1);
                 }
                 let _ = prctl::set_name(c"lighter-helper");
+                begin(&reply_to);
                 let (reply, fds) = helper::run(request, fds.collect(), &guests);
                 let fds: Vec<BorrowedFd> = fds.iter().map(OwnedFd::as_fd).collect();
                 if let Err(error) = message::send(&reply_to, &reply, &fds) {
@@ -282,6 +309,7 @@ fn serve(socket: OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) {
                 sys::exit_now(0);
             }
             Err(error) => {
+                begin(&reply_to);
                 let reply = Reply::Failed(format!("no process could be made: {error}"));
                 // The daemon sees the socket's end at worst.
                 let _ = message::send(&reply_to, &reply, &[]);

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use container::Exit;
+use container::{Exit, cgroup};
 use containerd_shim::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
     CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
     PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest,
-    StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse,
+    StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, Status,
     UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim::protos::protobuf::MessageField;
@@ -118,7 +118,7 @@ impl Service {
         match task.exec(exec_id) {
             Some(exec) => Ok(Process::Exec(task, exec)),
             None => Err(Error::NotFound(format!(
-                "process does not exist {exec_id}: not found"
+                "process does not exist {exec_id}"
             ))),
         }
     }
@@ -158,11 +158,7 @@ impl containerd_shim::Task for Service {
     ) -> TtrpcResult<CreateTaskResponse> {
         match self.tasks().entry(request.id.clone()) {
             Entry::Occupied(_) => {
-                return Err(Error::AlreadyExists(format!(
-                    "a container with the id {} exists already",
-                    request.id
-                ))
-                .into());
+                return Err(Error::AlreadyExists(format!("container {}", request.id)).into());
             }
             Entry::Vacant(slot) => slot.insert(Slot::Creating),
         };
@@ -284,12 +280,20 @@ impl containerd_shim::Task for Service {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> TtrpcResult<PidsResponse> {
         let task = self.task(&request.id)?;
-        let pids = match task.cgroup() {
-            Some(cgroup) => cgroup
-                .processes()
-                .map_err(|error| Error::Unknown(error.to_string()))?,
+        let mut pids = match task.cgroup() {
+            Some(cgroup) => cgroup.processes(),
             None => return Err(Error::NotFound("cgroup does not exist".into()).into()),
         };
+        if task.status().await.0 == Status::STOPPED {
+            // systemd has removed the cgroup by now.
+            pids = pids.or_else(|_| Ok(Vec::new()));
+        }
+        let mut pids = pids.map_err(|error: cgroup::Error| Error::Unknown(error.to_string()))?;
+        if pids.is_empty() {
+            // A containerd that starts (1.7 and later) takes a shim without processes for one that
+            // was left over when it died, and ends it. How this one ended is still to be asked.
+            pids.push(task.pid());
+        }
         let execs = task.execs();
         let processes = pids.into_iter().map(|pid| {
             let exec = execs.iter().find(|exec| exec.pid() == pid);
