@@ -295,7 +295,10 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        let mut orders = self.orders.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut orders = self
+            .orders
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         drop(orders.take());
         // It ends when the last trace is gone; there is nothing to do if not.
         let _ = self.keeper.wait();

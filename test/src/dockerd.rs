@@ -412,10 +412,7 @@ impl Dockerd {
     fn with_args(&self, command: &mut Command, args: &[&str]) {
         command
             .args(args)
-            .env(
-                "DOCKER_HOST",
-                format!("unix://{}", self.socket().display()),
-            )
+            .env("DOCKER_HOST", format!("unix://{}", self.socket().display()))
             .env("DOCKER_CONFIG", self.folder.join("client"));
     }
 

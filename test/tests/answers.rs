@@ -77,7 +77,8 @@ use Rule::{Ours, OursDirectly, Same, Told};
 use Who::{Init, Nobody, Stranger};
 
 const A: Who = Who::Exec("a");
-const PROCESS: &str = r#"{"args": ["/bin/sleep", "1000"], "cwd": "/", "user": {"uid": 0, "gid": 0}}"#;
+const PROCESS: &str =
+    r#"{"args": ["/bin/sleep", "1000"], "cwd": "/", "user": {"uid": 0, "gid": 0}}"#;
 const TERM: u32 = 15;
 const KILL: u32 = 9;
 
@@ -306,7 +307,10 @@ macro_rules! ours {
     }};
 }
 
-fn any(type_url: &str, value: &str) -> containerd_shim_protos::protobuf::well_known_types::any::Any {
+fn any(
+    type_url: &str,
+    value: &str,
+) -> containerd_shim_protos::protobuf::well_known_types::any::Any {
     containerd_shim_protos::protobuf::well_known_types::any::Any {
         type_url: type_url.to_owned(),
         value: value.as_bytes().to_vec(),
@@ -331,12 +335,26 @@ impl Door for Direct<'_> {
             Create => self.0.create().map(ok),
             Start(who) => {
                 let (id, exec_id) = self.ids(who);
-                tasks.start(time(), &ours!(StartRequest { id: id, exec_id: exec_id })).map(ok)
+                tasks
+                    .start(
+                        time(),
+                        &ours!(StartRequest {
+                            id: id,
+                            exec_id: exec_id
+                        }),
+                    )
+                    .map(ok)
             }
             State(who) => {
                 let (id, exec_id) = self.ids(who);
                 tasks
-                    .state(time(), &ours!(StateRequest { id: id, exec_id: exec_id }))
+                    .state(
+                        time(),
+                        &ours!(StateRequest {
+                            id: id,
+                            exec_id: exec_id
+                        }),
+                    )
                     .map(|state| {
                         // The time zero of Go is long before 1970.
                         let exited = state.exited_at.seconds > 0;
@@ -346,75 +364,145 @@ impl Door for Direct<'_> {
             Wait(who) => {
                 let (id, exec_id) = self.ids(who);
                 tasks
-                    .wait(time(), &ours!(WaitRequest { id: id, exec_id: exec_id }))
+                    .wait(
+                        time(),
+                        &ours!(WaitRequest {
+                            id: id,
+                            exec_id: exec_id
+                        }),
+                    )
                     .map(|exit| exit.exit_status.to_string())
             }
             Kill(who, signal) => {
                 let (id, exec_id) = self.ids(who);
                 tasks
-                    .kill(time(), &ours!(KillRequest { id: id, exec_id: exec_id, signal: signal }))
+                    .kill(
+                        time(),
+                        &ours!(KillRequest {
+                            id: id,
+                            exec_id: exec_id,
+                            signal: signal
+                        }),
+                    )
                     .map(ok)
             }
             KillAll(signal) => {
                 let (id, _) = self.ids(Init);
                 tasks
-                    .kill(time(), &ours!(KillRequest { id: id, signal: signal, all: true }))
+                    .kill(
+                        time(),
+                        &ours!(KillRequest {
+                            id: id,
+                            signal: signal,
+                            all: true
+                        }),
+                    )
                     .map(ok)
             }
             Delete(who) => {
                 let (id, exec_id) = self.ids(who);
                 tasks
-                    .delete(time(), &ours!(DeleteRequest { id: id, exec_id: exec_id }))
+                    .delete(
+                        time(),
+                        &ours!(DeleteRequest {
+                            id: id,
+                            exec_id: exec_id
+                        }),
+                    )
                     .map(|exit| exit.exit_status.to_string())
             }
             Exec(who, process) => {
                 let (id, exec_id) = self.ids(who);
                 let spec = Some(any(PROCESS_TYPE_URL, process)).into();
-                let request = ours!(ExecProcessRequest { id: id, exec_id: exec_id, spec: spec });
+                let request = ours!(ExecProcessRequest {
+                    id: id,
+                    exec_id: exec_id,
+                    spec: spec
+                });
                 tasks.exec(time(), &request).map(ok)
             }
             Resize(who) => {
                 let (id, exec_id) = self.ids(who);
-                let request =
-                    ours!(ResizePtyRequest { id: id, exec_id: exec_id, width: 80, height: 24 });
+                let request = ours!(ResizePtyRequest {
+                    id: id,
+                    exec_id: exec_id,
+                    width: 80,
+                    height: 24
+                });
                 tasks.resize_pty(time(), &request).map(ok)
             }
             CloseIo(who) => {
                 let (id, exec_id) = self.ids(who);
-                let request = ours!(CloseIORequest { id: id, exec_id: exec_id, stdin: true });
+                let request = ours!(CloseIORequest {
+                    id: id,
+                    exec_id: exec_id,
+                    stdin: true
+                });
                 tasks.close_io(time(), &request).map(ok)
             }
             Pids(who) => {
-                let request = ours!(PidsRequest { id: self.ids(who).0 });
+                let request = ours!(PidsRequest {
+                    id: self.ids(who).0
+                });
                 tasks
                     .pids(time(), &request)
                     .map(|pids| pids.processes.len().to_string())
             }
             Stats(who) => tasks
-                .stats(time(), &ours!(StatsRequest { id: self.ids(who).0 }))
+                .stats(
+                    time(),
+                    &ours!(StatsRequest {
+                        id: self.ids(who).0
+                    }),
+                )
                 .map(ok),
             Pause(who) => tasks
-                .pause(time(), &ours!(PauseRequest { id: self.ids(who).0 }))
+                .pause(
+                    time(),
+                    &ours!(PauseRequest {
+                        id: self.ids(who).0
+                    }),
+                )
                 .map(ok),
             Resume(who) => tasks
-                .resume(time(), &ours!(ResumeRequest { id: self.ids(who).0 }))
+                .resume(
+                    time(),
+                    &ours!(ResumeRequest {
+                        id: self.ids(who).0
+                    }),
+                )
                 .map(ok),
             Update(who, resources) => {
                 let resources = Some(any(RESOURCES_TYPE_URL, resources)).into();
-                let request =
-                    ours!(UpdateTaskRequest { id: self.ids(who).0, resources: resources });
+                let request = ours!(UpdateTaskRequest {
+                    id: self.ids(who).0,
+                    resources: resources
+                });
                 tasks.update(time(), &request).map(ok)
             }
             Checkpoint(who) => {
                 let path = "/nowhere".to_owned();
-                let request = ours!(CheckpointTaskRequest { id: self.ids(who).0, path: path });
+                let request = ours!(CheckpointTaskRequest {
+                    id: self.ids(who).0,
+                    path: path
+                });
                 tasks.checkpoint(time(), &request).map(ok)
             }
             Connect(who) => tasks
-                .connect(time(), &ours!(ConnectRequest { id: self.ids(who).0 }))
+                .connect(
+                    time(),
+                    &ours!(ConnectRequest {
+                        id: self.ids(who).0
+                    }),
+                )
                 .map(|connected| (connected.task_pid > 0).to_string()),
             Shutdown => tasks
-                .shutdown(time(), &ours!(ShutdownRequest { id: self.ids(Init).0 }))
+                .shutdown(
+                    time(),
+                    &ours!(ShutdownRequest {
+                        id: self.ids(Init).0
+                    }),
+                )
                 .map(ok),
         };
         answer.map_err(|error| match error {
@@ -449,101 +537,162 @@ impl Door for Through<'_> {
         let answer = match call {
             Start(who) => {
                 let (container_id, exec_id) = self.ids(who);
-                send!(start, StartRequest { container_id: container_id, exec_id: exec_id }).map(ok)
+                send!(
+                    start,
+                    StartRequest {
+                        container_id: container_id,
+                        exec_id: exec_id
+                    }
+                )
+                .map(ok)
             }
             State(who) => {
                 let (container_id, exec_id) = self.ids(who);
-                send!(get, GetRequest { container_id: container_id, exec_id: exec_id }).map(
-                    |answer| {
-                        let state = answer.process.unwrap_or_default();
-                        let exited = state.exited_at.as_ref().is_some_and(|at| at.seconds > 0);
-                        format!("{:?} {} {exited}", state.status(), state.exit_status)
-                    },
+                send!(
+                    get,
+                    GetRequest {
+                        container_id: container_id,
+                        exec_id: exec_id
+                    }
                 )
+                .map(|answer| {
+                    let state = answer.process.unwrap_or_default();
+                    let exited = state.exited_at.as_ref().is_some_and(|at| at.seconds > 0);
+                    format!("{:?} {} {exited}", state.status(), state.exit_status)
+                })
             }
             Wait(who) => {
                 let (container_id, exec_id) = self.ids(who);
-                send!(wait, WaitRequest { container_id: container_id, exec_id: exec_id })
-                    .map(|exit| exit.exit_status.to_string())
+                send!(
+                    wait,
+                    WaitRequest {
+                        container_id: container_id,
+                        exec_id: exec_id
+                    }
+                )
+                .map(|exit| exit.exit_status.to_string())
             }
             Kill(who, signal) => {
                 let (container_id, exec_id) = self.ids(who);
-                send!(kill, KillRequest {
-                    container_id: container_id,
-                    exec_id: exec_id,
-                    signal: signal,
-                })
+                send!(
+                    kill,
+                    KillRequest {
+                        container_id: container_id,
+                        exec_id: exec_id,
+                        signal: signal,
+                    }
+                )
                 .map(ok)
             }
             KillAll(signal) => {
                 let (container_id, _) = self.ids(Init);
-                send!(kill, KillRequest { container_id: container_id, signal: signal, all: true })
-                    .map(ok)
+                send!(
+                    kill,
+                    KillRequest {
+                        container_id: container_id,
+                        signal: signal,
+                        all: true
+                    }
+                )
+                .map(ok)
             }
             Delete(who) => {
                 let (container_id, exec_id) = self.ids(who);
                 if exec_id.is_empty() {
-                    send!(delete, DeleteTaskRequest { container_id: container_id })
-                        .map(|exit| exit.exit_status.to_string())
+                    send!(
+                        delete,
+                        DeleteTaskRequest {
+                            container_id: container_id
+                        }
+                    )
+                    .map(|exit| exit.exit_status.to_string())
                 } else {
-                    send!(delete_process, DeleteProcessRequest {
-                        container_id: container_id,
-                        exec_id: exec_id,
-                    })
+                    send!(
+                        delete_process,
+                        DeleteProcessRequest {
+                            container_id: container_id,
+                            exec_id: exec_id,
+                        }
+                    )
                     .map(|exit| exit.exit_status.to_string())
                 }
             }
             Exec(who, process) => {
                 let (container_id, exec_id) = self.ids(who);
-                send!(exec, ExecProcessRequest {
-                    container_id: container_id,
-                    exec_id: exec_id,
-                    spec: Some(Any {
-                        type_url: PROCESS_TYPE_URL.to_owned(),
-                        value: process.as_bytes().to_vec(),
-                    }),
-                })
+                send!(
+                    exec,
+                    ExecProcessRequest {
+                        container_id: container_id,
+                        exec_id: exec_id,
+                        spec: Some(Any {
+                            type_url: PROCESS_TYPE_URL.to_owned(),
+                            value: process.as_bytes().to_vec(),
+                        }),
+                    }
+                )
                 .map(ok)
             }
             Resize(who) => {
                 let (container_id, exec_id) = self.ids(who);
-                send!(resize_pty, ResizePtyRequest {
-                    container_id: container_id,
-                    exec_id: exec_id,
-                    width: 80,
-                    height: 24,
-                })
+                send!(
+                    resize_pty,
+                    ResizePtyRequest {
+                        container_id: container_id,
+                        exec_id: exec_id,
+                        width: 80,
+                        height: 24,
+                    }
+                )
                 .map(ok)
             }
             CloseIo(who) => {
                 let (container_id, exec_id) = self.ids(who);
-                send!(close_io, CloseIoRequest {
-                    container_id: container_id,
-                    exec_id: exec_id,
-                    stdin: true,
-                })
+                send!(
+                    close_io,
+                    CloseIoRequest {
+                        container_id: container_id,
+                        exec_id: exec_id,
+                        stdin: true,
+                    }
+                )
                 .map(ok)
             }
-            Pids(who) => send!(list_pids, ListPidsRequest { container_id: self.ids(who).0 })
-                .map(|pids| pids.processes.len().to_string()),
+            Pids(who) => send!(
+                list_pids,
+                ListPidsRequest {
+                    container_id: self.ids(who).0
+                }
+            )
+            .map(|pids| pids.processes.len().to_string()),
             Stats(who) => {
                 let filters = vec![format!("id=={}", self.ids(who).0)];
                 send!(metrics, MetricsRequest { filters: filters })
                     .map(|metrics| metrics.metrics.len().to_string())
             }
-            Pause(who) => {
-                send!(pause, PauseTaskRequest { container_id: self.ids(who).0 }).map(ok)
-            }
-            Resume(who) => {
-                send!(resume, ResumeTaskRequest { container_id: self.ids(who).0 }).map(ok)
-            }
-            Update(who, resources) => send!(update, UpdateTaskRequest {
-                container_id: self.ids(who).0,
-                resources: Some(Any {
-                    type_url: RESOURCES_TYPE_URL.to_owned(),
-                    value: resources.as_bytes().to_vec(),
-                }),
-            })
+            Pause(who) => send!(
+                pause,
+                PauseTaskRequest {
+                    container_id: self.ids(who).0
+                }
+            )
+            .map(ok),
+            Resume(who) => send!(
+                resume,
+                ResumeTaskRequest {
+                    container_id: self.ids(who).0
+                }
+            )
+            .map(ok),
+            Update(who, resources) => send!(
+                update,
+                UpdateTaskRequest {
+                    container_id: self.ids(who).0,
+                    resources: Some(Any {
+                        type_url: RESOURCES_TYPE_URL.to_owned(),
+                        value: resources.as_bytes().to_vec(),
+                    }),
+                }
+            )
             .map(ok),
             Create | Checkpoint(_) | Connect(_) | Shutdown => unreachable!("only direct"),
         };
@@ -604,7 +753,11 @@ fn compare(
             (Told(answer, _), Ok(ours), Ok(theirs)) => ours == answer && ours != theirs,
             // Once theirs is the same, the difference is to go.
             (Ours(code, _) | OursDirectly(code, _), Err((ours, _)), theirs) => {
-                ours == code && theirs.as_ref().err().is_none_or(|(theirs, _)| theirs != code)
+                ours == code
+                    && theirs
+                        .as_ref()
+                        .err()
+                        .is_none_or(|(theirs, _)| theirs != code)
             }
             _ => false,
         };

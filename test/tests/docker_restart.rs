@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use lighter_test::{
     dockerd::{Container, Dockerd, Image},
     each_store,
-    leaks::ensure_dead, run,
+    leaks::ensure_dead,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -49,7 +49,7 @@ fn programs(engine: &Dockerd) -> Result<Vec<(Container<'_>, i32)>> {
 /// Writes a line to the container's standard input, whether dockerd is there or not.
 fn say(engine: &Dockerd, container: &Container, line: &str) -> Result<()> {
     let fifo = find(&engine.folder().join("exec"), container.id())
-        .with_context(|| format!("{:?}", run("find", &[&engine.folder().join("exec").display().to_string()])))?;
+        .context("the FIFO of the container's standard input")?;
     let mut fifo = fs::File::options().write(true).open(fifo)?;
     Ok(writeln!(fifo, "{line}")?)
 }
@@ -60,7 +60,7 @@ fn find(folder: &Path, id: &str) -> Option<PathBuf> {
         if path.is_dir() {
             return find(&path, id);
         }
-        let found = path.ends_with("init-stdin") && path.display().to_string().contains(id);
+        let found = path.ends_with(format!("{id}-stdin"));
         found.then_some(path)
     })
 }
@@ -68,7 +68,11 @@ fn find(folder: &Path, id: &str) -> Option<PathBuf> {
 /// The init, as seen from here.
 fn init(container: &Container) -> Result<u32> {
     let pids = container.cgroup_file("pids", "cgroup.procs")?;
-    pids.lines().next().context("no process")?.parse().context(pids)
+    pids.lines()
+        .next()
+        .context("no process")?
+        .parse()
+        .context(pids)
 }
 
 fn live_restore(engine: &Dockerd) -> Result<()> {

@@ -3,7 +3,9 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use lighter_test::{Containerd, Rootfs, cgroup, each_containerd, metrics, options::RuncOptions, run};
+use lighter_test::{
+    Containerd, Rootfs, cgroup, each_containerd, metrics, options::RuncOptions, run,
+};
 use nix::sys::signal::Signal;
 
 each_containerd!(
@@ -61,7 +63,10 @@ fn within_the_limit(engine: &Containerd) -> Result<()> {
 
 /// A container whose limit is too low for its own birth: the error says so, and nothing stays.
 fn too_little_to_begin(engine: &Containerd) -> Result<()> {
-    for args in [&["/tool.wasm", "sleep", "1000"][..], &["/bin/sleep", "1000"]] {
+    for args in [
+        &["/tool.wasm", "sleep", "1000"][..],
+        &["/bin/sleep", "1000"],
+    ] {
         let error = engine
             .container(&Rootfs::guests()?)
             .args(args)

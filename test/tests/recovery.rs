@@ -266,7 +266,9 @@ fn zygote_of_a_pod(engine: &Containerd) -> Result<()> {
         members.push(create(number)?);
         eventually("another zygote", || {
             let pids = engine.shims_of(&pod);
-            pids.iter().find(|pid| name_of(**pid) == "lighter-zygote").map(drop)
+            pids.iter()
+                .find(|pid| name_of(**pid) == "lighter-zygote")
+                .map(drop)
         })?;
     }
     while let Some(member) = members.pop() {
@@ -417,12 +419,7 @@ fn init_with_processes(engine: &Containerd) -> Result<()> {
         let id = container.id().to_owned();
         let mut execs = Vec::new();
         for _ in 0..3 {
-            execs.push(
-                container
-                    .exec(["/bin/cat"])?
-                    .input(Input::Fed)
-                    .start()?,
-            );
+            execs.push(container.exec(["/bin/cat"])?.input(Input::Fed).start()?);
         }
         kill(Pid::from_raw(container.pid() as i32), Signal::SIGKILL)?;
         for exec in &execs {

@@ -4,8 +4,8 @@
 use anyhow::{Context, Result, ensure};
 use containerd_client::types::v1::Status;
 use lighter_test::{
-    Builder, Container, Containerd, Input, RUNC, Rootfs, Version, WASMTIME, each_containerd, eventually,
-    leaks::ensure_dead,
+    Builder, Container, Containerd, Input, RUNC, Rootfs, Version, WASMTIME, each_containerd,
+    eventually, leaks::ensure_dead,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -85,9 +85,7 @@ fn living(engine: &Containerd) -> Result<()> {
         }
         let created = PROGRAMS
             .iter()
-            .map(|(runtime, args, status)| {
-                Ok((program(engine, runtime, args)?.create()?, *status))
-            })
+            .map(|(runtime, args, status)| Ok((program(engine, runtime, args)?.create()?, *status)))
             .collect::<Result<Vec<_>>>()?;
         let mut execs = Vec::new();
         for ((container, _), (_, args, status)) in running.iter().zip(PROGRAMS) {
@@ -109,8 +107,13 @@ fn living(engine: &Containerd) -> Result<()> {
             ensure!(state.status() == Status::Running, "{state:?}");
             ensure!(state.pid == container.pid(), "{state:?}");
             echo(container, "after")?;
-            let exec = container.exec(["/bin/sh", "-c", "echo new; exit 5"])?.run()?;
-            ensure!((exec.status, exec.text().as_str()) == (5, "new\n"), "{exec:?}");
+            let exec = container
+                .exec(["/bin/sh", "-c", "echo new; exit 5"])?
+                .run()?;
+            ensure!(
+                (exec.status, exec.text().as_str()) == (5, "new\n"),
+                "{exec:?}"
+            );
             if runtime == WASMTIME {
                 let guest = container.exec(["/tool.wasm", "exit", "6"])?.run()?;
                 ensure!(guest.status == 6, "{guest:?}");

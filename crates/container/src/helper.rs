@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::rc::Rc;
 
@@ -29,21 +29,23 @@ use crate::stdio::{ConsoleSocket, Pty};
 use crate::zygote::{Create, Reply, Request, Target};
 use crate::{capture, exec};
 
-/// Carries out `request`, whose descriptors are `fds`. Returns the answer with its descriptors.
+/// Carries out `request`, whose descriptors are `fds`. Returns the answer with its descriptors, for
+/// `reply_to`, which none of the processes that this one clones keeps open.
 pub(crate) fn run(
     request: Request,
     fds: Vec<OwnedFd>,
     guests: &Result<Rc<dyn Guests>, String>,
+    reply_to: RawFd,
 ) -> (Reply, Vec<OwnedFd>) {
     let done = match request {
-        Request::Create(request) => create(&request, fds, guests)
+        Request::Create(request) => create(&request, fds, guests, reply_to)
             .map(|(pid, master)| (Reply::Created(pid), Vec::from_iter(master))),
         Request::Exec {
             exec: request,
             init,
         } => guests
             .clone()
-            .and_then(|guests| exec::exec(request, init, fds, guests))
+            .and_then(|guests| exec::exec(request, init, fds, guests, reply_to))
             .map(|added| {
                 let fds = [Some(added.handle), added.master];
                 (Reply::Added(added.pid), fds.into_iter().flatten().collect())
@@ -64,6 +66,7 @@ fn create(
     request: &Create,
     fds: Vec<OwnedFd>,
     guests: &Result<Rc<dyn Guests>, String>,
+    reply_to: RawFd,
 ) -> Result<(i32, Option<OwnedFd>), String> {
     let guests = guests.clone()?;
     // The birthmark is open until this process ends, and in those that it clones until they run
@@ -82,7 +85,7 @@ fn create(
     let captured = capture::start().map_err(|error| error.to_string())?;
     let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
     rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
-    let launcher = Launcher::new(guests, daemon);
+    let launcher = Launcher::new(guests, daemon, reply_to);
     let build = |start_hooks| -> Result<Container, LibcontainerError> {
         fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
         let mut builder = ContainerBuilder::new(request.target.id.clone(), SyscallType::default())

@@ -6,7 +6,7 @@
 //! container's init, again as the daemon's child. See [`crate::helper`].
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
@@ -301,7 +301,8 @@ fn serve(socket: OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) {
                 }
                 let _ = prctl::set_name(c"lighter-helper");
                 begin(&reply_to);
-                let (reply, fds) = helper::run(request, fds.collect(), &guests);
+                let (reply, fds) =
+                    helper::run(request, fds.collect(), &guests, reply_to.as_raw_fd());
                 let fds: Vec<BorrowedFd> = fds.iter().map(OwnedFd::as_fd).collect();
                 if let Err(error) = message::send(&reply_to, &reply, &fds) {
                     log::error!("nobody takes the answer {reply:?}: {error}");

@@ -63,7 +63,13 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
         .enable_all()
         .thread_keep_alive(Duration::from_secs(1))
         .build()?
-        .block_on(run(flags, zygote, successor(&file, log)?, listener, is_wanted))?;
+        .block_on(run(
+            flags,
+            zygote,
+            successor(&file, log)?,
+            listener,
+            is_wanted,
+        ))?;
     file.remove();
     Ok(())
 }

@@ -117,9 +117,7 @@ impl Service {
         }
         match task.exec(exec_id) {
             Some(exec) => Ok(Process::Exec(task, exec)),
-            None => Err(Error::NotFound(format!(
-                "process does not exist {exec_id}"
-            ))),
+            None => Err(Error::NotFound(format!("process does not exist {exec_id}"))),
         }
     }
 }
