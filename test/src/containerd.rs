@@ -46,6 +46,8 @@ pub struct Settings {
     pub path: Vec<PathBuf>,
     /// More variables of the daemon's environment.
     pub environment: Vec<(String, String)>,
+    /// Log every event too.
+    pub trace: bool,
     /// Where the daemon keeps its things in place of /run: a folder that exists.
     pub parent: Option<PathBuf>,
 }
@@ -379,9 +381,10 @@ fn configuration(version: Version, folder: &Path, settings: &Settings) -> String
          disabled_plugins = {disabled:?}\n\
          [grpc]\n  address = \"{folder}/containerd.sock\"\n\
          [ttrpc]\n  address = \"{folder}/containerd.sock.ttrpc\"\n\
-         [debug]\n  level = \"debug\"\n\
+         [debug]\n  level = \"{}\"\n\
          {}\n",
         settings.imports,
+        if settings.trace { "trace" } else { "debug" },
         settings.config.replace("@FOLDER@", &folder.to_string())
     )
 }

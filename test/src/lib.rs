@@ -87,8 +87,8 @@ pub use version::{Version, built_programs, guest, repository, target, tools};
 
 /// Makes one test of each function for every version of containerd, in a module
 /// of the version's name. The functions take the version's shared daemon and
-/// return a `Result`; after `own:` each gets a daemon that is its alone, as those
-/// need that stop it.
+/// return a `Result`; after `own:` each gets a daemon that is its alone and logs
+/// every event, as those need that stop it.
 #[macro_export]
 macro_rules! each_containerd {
     (own: $($test:ident),* $(,)?) => {
@@ -102,7 +102,12 @@ macro_rules! each_containerd {
                 #[test]
                 fn $test() -> anyhow::Result<()> {
                     $crate::ensure_root()?;
-                    super::$test(&$crate::Containerd::start($crate::Version::$version)?)
+                    let settings = $crate::Settings {
+                        trace: true,
+                        ..$crate::Settings::default()
+                    };
+                    let version = $crate::Version::$version;
+                    super::$test(&$crate::Containerd::start_with(version, &settings)?)
                 }
             )*
         }

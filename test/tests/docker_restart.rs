@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -13,6 +14,8 @@ use lighter_test::{
     leaks::ensure_dead,
 };
 use nix::{
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -48,20 +51,36 @@ fn programs(engine: &Dockerd) -> Result<Vec<(Container<'_>, i32)>> {
 
 /// Writes a line to the container's standard input, whether dockerd is there or not.
 fn say(engine: &Dockerd, container: &Container, line: &str) -> Result<()> {
-    let fifo = find(&engine.folder().join("exec"), container.id())
-        .context("the FIFO of the container's standard input")?;
-    let mut fifo = fs::File::options().write(true).open(fifo)?;
+    let mut fifo = fs::File::options()
+        .write(true)
+        .open(fifo(engine, container, "stdin")?)?;
     Ok(writeln!(fifo, "{line}")?)
 }
 
-fn find(folder: &Path, id: &str) -> Option<PathBuf> {
+/// Waits until the container has written something that nobody has read yet.
+fn wait_for_output(engine: &Dockerd, container: &Container) -> Result<()> {
+    let fifo = fs::File::options()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(fifo(engine, container, "stdout")?)?;
+    let mut readable = [PollFd::new(fifo.as_fd(), PollFlags::POLLIN)];
+    let count = poll(&mut readable, PollTimeout::from(10_000_u16))?;
+    ensure!(count == 1, "no output of {}", container.id());
+    Ok(())
+}
+
+fn fifo(engine: &Dockerd, container: &Container, stream: &str) -> Result<PathBuf> {
+    let name = format!("{}-{stream}", container.id());
+    find(&engine.folder().join("exec"), &name).with_context(|| format!("the FIFO {name}"))
+}
+
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
         let path = entry.path();
-        if path.is_dir() {
-            return find(&path, id);
+        match path.is_dir() {
+            true => find(&path, name),
+            false => path.ends_with(name).then_some(path),
         }
-        let found = path.ends_with(format!("{id}-stdin"));
-        found.then_some(path)
     })
 }
 
@@ -86,6 +105,7 @@ fn live_restore(engine: &Dockerd) -> Result<()> {
         for (container, _) in &ending {
             let init = init(container)?;
             say(engine, container, "last words")?;
+            wait_for_output(engine, container)?;
             kill(Pid::from_raw(init as i32), Signal::SIGTERM)?;
             ensure_dead(init)?;
         }
