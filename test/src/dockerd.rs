@@ -20,7 +20,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::Ipv4Addr,
-    os::unix::{net::UnixStream, process::CommandExt},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
@@ -236,14 +236,23 @@ impl Dockerd {
     }
 
     /// Ends dockerd, and not containerd nor what that has started, with a signal, and waits until
-    /// it does not answer any more.
+    /// its process is gone.
     ///
     /// # Errors
     /// It goes on.
     pub fn stop(&self, signal: Signal) -> Result<()> {
         self.order(signal.as_str().trim_start_matches("SIG"))?;
-        eventually("dockerd is gone", || {
-            UnixStream::connect(self.socket()).is_err().then_some(())
+        eventually("dockerd is gone", || self.process().is_none().then_some(()))
+    }
+
+    /// dockerd's folder in /proc.
+    fn process(&self) -> Option<PathBuf> {
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let mut processes = processes.map(|process| process.path());
+        processes.find(|process| {
+            let line = fs::read(process.join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            line.contains("--config-file") && line.contains(&self.name)
         })
     }
 
