@@ -252,7 +252,7 @@ impl Dockerd {
         processes.find(|process| {
             let line = fs::read(process.join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line);
-            line.contains("--config-file") && line.contains(&self.name)
+            line.starts_with("dockerd\0") && line.contains(&self.name)
         })
     }
 
