@@ -16,8 +16,11 @@ use prost_types::Any;
 
 each_containerd!(through_containerd);
 
+/// A shim's name, its runtime's, and the arguments of a container.
+type Program = (&'static str, &'static str, &'static [&'static str]);
+
 /// The runtimes by the names of their shims, and the program that each is asked about.
-const PROGRAMS: [(&str, &str, &[&str]); 3] = [
+const PROGRAMS: [Program; 3] = [
     ("runc", RUNC, &["/bin/sleep", "1000"]),
     ("wasmtime", WASMTIME, &["/bin/sleep", "1000"]),
     ("wasmtime", WASMTIME, &["/tool.wasm", "sleep", "1000"]),
@@ -527,6 +530,10 @@ impl Door for Through<'_> {
         let mut tasks = engine.client().tasks();
         macro_rules! send {
             ($method:ident, $message:ident { $($field:ident: $value:expr),* $(,)? }) => {{
+                #[allow(
+                    clippy::needless_update,
+                    reason = "some messages have further fields, others have none"
+                )]
                 let request = engine.request(grpc::$message {
                     $($field: $value,)*
                     ..Default::default()
@@ -776,19 +783,17 @@ fn compare(
 
 fn check(
     direct: bool,
-    ask: impl Fn(&str, &[(Call, Rule)], usize) -> Result<Vec<Result<String, Answer>>>,
+    ask: impl Fn(&str, &[(Call, Rule)], Program) -> Result<Vec<Result<String, Answer>>>,
 ) -> Result<()> {
+    let [runc, ours @ ..] = PROGRAMS;
     let mut wrong = Vec::new();
     for (state, calls) in TABLE {
-        let theirs = ask(state, calls, 0)?;
-        for program in 1..PROGRAMS.len() {
+        let theirs = ask(state, calls, runc)?;
+        for program in ours {
             let ours = ask(state, calls, program)?;
             let lines = compare(calls, direct, &ours, &theirs);
-            wrong.extend(
-                lines
-                    .into_iter()
-                    .map(|line| format!("{state}, {:?}: {line}", PROGRAMS[program].2)),
-            );
+            let lines = lines.into_iter();
+            wrong.extend(lines.map(|line| format!("{state}, {:?}: {line}", program.2)));
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -801,7 +806,7 @@ fn direct() -> Result<()> {
     lighter_test::ensure_root()?;
     let engine = Containerd::shared(Version::V2_1)?;
     check(true, |state, calls, program| {
-        let (shim, _, args) = PROGRAMS[program];
+        let (shim, _, args) = program;
         let id = engine.new_id("answers");
         let bundle = bundle(&engine, &id, args)?;
         let shim = Shim::start(&engine, shim, &id, bundle.path())?;
@@ -812,7 +817,7 @@ fn direct() -> Result<()> {
 
 fn through_containerd(engine: &Containerd) -> Result<()> {
     check(false, |state, calls, program| {
-        let (_, runtime, args) = PROGRAMS[program];
+        let (_, runtime, args) = program;
         let container = engine
             .container(&Rootfs::guests()?)
             .runtime(runtime)

@@ -45,7 +45,7 @@ pub(crate) fn run(
             init,
         } => guests
             .clone()
-            .and_then(|guests| exec::exec(request, init, fds, guests, reply_to))
+            .and_then(|guests| exec::exec(*request, init, fds, guests, reply_to))
             .map(|added| {
                 let fds = [Some(added.handle), added.master];
                 (Reply::Added(added.pid), fds.into_iter().flatten().collect())
