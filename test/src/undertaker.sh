@@ -22,7 +22,7 @@ while read -r order; do
         run "$@"
     else
         kill "-$order" "$containerd"
-        wait "$containerd"
+        wait "$containerd" 2>/dev/null
     fi
 done
 
