@@ -13,15 +13,24 @@ use pathrs::Root;
 use pathrs::flags::OpenFlags;
 
 use crate::bundle::Bundle;
+use crate::holder::Holder;
 use crate::zygote::Create;
-use crate::{home, hooks, pod};
+use crate::{home, hooks, pod, users};
 
-/// Adapts `bundle`, its config.json included, for libcontainer. Returns the `startContainer`
-/// hooks, which the init is to run itself.
+/// What libcontainer cannot take from the configuration.
+pub(crate) struct Apart {
+    /// The `startContainer` hooks, which the init is to run itself.
+    pub start_hooks: Vec<Hook>,
+    /// Holds the container's own user namespace until the container is in it.
+    pub users: Option<Holder>,
+}
+
+/// Adapts `bundle`, its config.json included, for libcontainer.
 ///
 /// # Errors
-/// When a hook's program is missing, or config.json cannot be replaced.
-pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Vec<Hook>, String> {
+/// When a hook's program is missing, a user namespace cannot be made, or config.json cannot be
+/// replaced.
+pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Apart, String> {
     let before = bundle.spec.clone();
     let spec = &mut bundle.spec;
     if let Some(pod) = &request.pod {
@@ -39,11 +48,12 @@ pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Vec<Hook>, 
         no_swap(spec);
     }
     let start_hooks = hooks::take_over(spec)?;
+    let users = users::make(spec)?;
     if bundle.spec != before {
         replace(&bundle.path, &bundle.spec)
             .map_err(|error| format!("adapting the bundle's config.json: {error}"))?;
     }
-    Ok(start_hooks)
+    Ok(Apart { start_hooks, users })
 }
 
 fn replace(bundle: &Path, spec: &Spec) -> io::Result<()> {

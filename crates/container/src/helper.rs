@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pathrs::Root;
 
-use crate::adapt::adapt;
+use crate::adapt::{Apart, adapt};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::guest::Guests;
@@ -110,8 +110,10 @@ fn create(
         .check_rootfs()
         .map_err(|error| error.to_string())
         .and_then(|()| adapt(&mut bundle, request))
-        .and_then(|start_hooks| {
+        .and_then(|Apart { start_hooks, users }| {
             make_working_directory(&bundle);
+            // The namespace has to be there until the container is.
+            let _users = users;
             build(start_hooks).map_err(|error| explain(&error, captured.first()))
         });
     let pid = built.and_then(|container| {

@@ -16,6 +16,7 @@ mod exec;
 mod features;
 mod guest;
 mod helper;
+mod holder;
 mod home;
 mod hooks;
 mod init;
@@ -28,6 +29,7 @@ mod reaper;
 pub mod rootfs;
 mod stdio;
 mod sys;
+mod users;
 mod zygote;
 
 pub use birth::{Container, Process};
