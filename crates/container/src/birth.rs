@@ -30,7 +30,11 @@ pub struct Process {
 }
 
 impl Process {
-    fn new(pid: i32) -> io::Result<Self> {
+    /// The child `pid`, which may have ended.
+    ///
+    /// # Errors
+    /// `ESRCH` when it has been reaped as well.
+    pub(crate) fn new(pid: i32) -> io::Result<Self> {
         // It may be a zombie by now, but if it has not been reaped its pid is not another's.
         let handle = rustix::process::Pid::from_raw(pid)
             .ok_or(Errno::SRCH)

@@ -39,6 +39,6 @@ pub use hooks::{HOOK_ACTION, run_hook};
 pub use orphan::{Orphan, delete_orphan};
 pub use pod::{Pod, PodInit};
 pub use reaper::{Exit, Reaper};
-pub use stdio::{Console, ProcessStdio, Stdio, StdioError, StdioPaths};
+pub use stdio::{Console, Logging, ProcessStdio, Stdio, StdioError, StdioPaths};
 pub use sys::{close_inherited, stdio_from_null};
 pub use zygote::{Create, Target, Zygote};

@@ -16,7 +16,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use container::cgroup::{Cgroup, OomWatch};
 use container::rootfs::{self, Mount};
 use container::{
-    Bundle, Container, Create, Exit, Process, Reaper, Stdio, StdioPaths, Target, Zygote,
+    Bundle, Container, Create, Exit, Logging, Process, Reaper, Stdio, StdioPaths, Target, Zygote,
 };
 use containerd_shim::api::{CreateTaskRequest, ExecProcessRequest, Status};
 use containerd_shim::protos::protobuf::MessageField;
@@ -51,6 +51,17 @@ pub struct Daemon {
 }
 
 /// A container that has been created and not been deleted.
+impl Daemon {
+    /// What a logger of the process `id` is to know.
+    pub fn logging<'a>(&'a self, id: &'a str) -> Logging<'a> {
+        Logging {
+            id,
+            namespace: &self.namespace,
+            reaper: &self.reaper,
+        }
+    }
+}
+
 pub struct Task {
     id: String,
     bundle: PathBuf,
@@ -116,7 +127,9 @@ impl Task {
             stderr: request.stderr.clone(),
             terminal: request.terminal,
         };
-        let (stdio, theirs) = Stdio::connect(&paths, stream_owner(&options, bundle.owner()))
+        let owner = stream_owner(&options, bundle.owner());
+        let (stdio, theirs) = Stdio::connect(&paths, owner, daemon.logging(&request.id))
+            .await
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
 
         create.pod = daemon.sandbox.join(daemon, &bundle).await?;
@@ -128,15 +141,20 @@ impl Task {
             let (caches, folder) = (daemon.caches.clone(), options.cache_dir.clone());
             async move { caches.artifact(folder.as_deref(), module, path).await }
         };
-        let (container, console) = Container::create(&daemon.zygote, create, theirs, artifact)
-            .await
-            .map_err(|reason| {
+        let created = Container::create(&daemon.zygote, create, theirs, artifact).await;
+        let (container, console) = match created {
+            Ok(created) => created,
+            Err(reason) => {
                 // The zygote's helper has done so, unless it died on the way.
                 if let Err(error) = rootfs::unmount(&bundle.mount_point) {
                     log::warn!("{}: {error}", request.id);
                 }
-                Error::Unknown(format!("OCI runtime create failed: {reason}"))
-            })?;
+                stdio.close().await;
+                return Err(Error::Unknown(format!(
+                    "OCI runtime create failed: {reason}"
+                )));
+            }
+        };
         if let Some(console) = console {
             stdio.attach(console);
         }
@@ -318,6 +336,7 @@ impl Task {
                 self.wait().await;
                 phase = self.lifecycle.lock().await;
             }
+        self.stdio.close().await;
             Phase::Stopped => {}
         }
         let exit = self.wait().await;
