@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{Checkpoint, Restore};
 use crate::exec::Exec;
 use crate::guest::Guests;
 use crate::message::{self, AsyncSocket};
@@ -47,6 +48,13 @@ pub(crate) enum Request {
     },
     /// Let a created container's init run its entrypoint.
     Start(Target),
+    /// Make a checkpoint of a container.
+    Checkpoint {
+        /// What is to be made.
+        checkpoint: Checkpoint,
+        /// The pid of the container's init.
+        init: i32,
+    },
     /// Free everything of a container whose init has ended.
     Delete(Target),
     /// Make a pod's files and namespaces. Descriptor: the birthmark.
@@ -73,6 +81,9 @@ pub struct Create {
     pub no_pivot_root: bool,
     /// The pod that it belongs to, if its sandbox has no container.
     pub pod: Option<Pod>,
+    /// The checkpoint that it is to be restored from, if it is. Then its processes stand still
+    /// once it is created.
+    pub restore: Option<Restore>,
 }
 
 /// What the zygote's helpers answer.

@@ -145,10 +145,6 @@ fn exited_at(exit: Option<Exit>) -> MessageField<Timestamp> {
         .map_or_else(MessageField::none, MessageField::some)
 }
 
-fn unimplemented(call: &str) -> containerd_shim::protos::ttrpc::Error {
-    Error::Unimplemented(format!("{call} is not implemented by this shim")).into()
-}
-
 #[async_trait]
 impl containerd_shim::Task for Service {
     async fn create(
@@ -370,8 +366,16 @@ impl containerd_shim::Task for Service {
         Ok(Empty::default())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> TtrpcResult<Empty> {
-        Err(unimplemented("Checkpoint"))
+    async fn checkpoint(
+        &self,
+        _: &TtrpcContext,
+        request: CheckpointTaskRequest,
+    ) -> TtrpcResult<Empty> {
+        let task = self.task(&request.id)?;
+        task.checkpoint(&self.daemon, &request)
+            .await
+            .inspect_err(|error| log::error!("checkpoint of {}: {error}", request.id))?;
+        Ok(Empty::default())
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> TtrpcResult<Empty> {

@@ -3,6 +3,7 @@
 //! A task is created, started, stopped and deleted, in this order; `lifecycle` is held by
 //! whatever moves it on, so that an exit in the middle of a start is told after the start.
 
+mod checkpoint;
 mod pause;
 mod update;
 
@@ -16,7 +17,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use container::cgroup::{Cgroup, OomWatch};
 use container::rootfs::{self, Mount};
 use container::{
-    Bundle, Container, Create, Exit, Logging, Process, Reaper, Stdio, StdioPaths, Target, Zygote,
+    Bundle, Container, Create, Exit, Logging, Process, Reaper, Restore, Stdio, StdioPaths, Target,
+    Zygote,
 };
 use containerd_shim::api::{CreateTaskRequest, ExecProcessRequest, Status};
 use containerd_shim::protos::protobuf::MessageField;
@@ -50,7 +52,6 @@ pub struct Daemon {
     pub sandbox: Slot,
 }
 
-/// A container that has been created and not been deleted.
 impl Daemon {
     /// What a logger of the process `id` is to know.
     pub fn logging<'a>(&'a self, id: &'a str) -> Logging<'a> {
@@ -62,6 +63,7 @@ impl Daemon {
     }
 }
 
+/// A container that has been created and not been deleted.
 pub struct Task {
     id: String,
     bundle: PathBuf,
@@ -99,11 +101,6 @@ impl Task {
         daemon: &Arc<Daemon>,
         request: &CreateTaskRequest,
     ) -> Result<Arc<Self>, Error> {
-        if !request.checkpoint.is_empty() {
-            return Err(Error::Unimplemented(
-                "restoring from a checkpoint is not implemented by this shim".into(),
-            ));
-        }
         let options = Options::from_any(request.options.as_ref())
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
         for name in options.ignored() {
@@ -336,11 +333,11 @@ impl Task {
                 self.wait().await;
                 phase = self.lifecycle.lock().await;
             }
-        self.stdio.close().await;
             Phase::Stopped => {}
         }
         let exit = self.wait().await;
         let deleted = self.container.delete(&daemon.zygote).await;
+        self.stdio.close().await;
         let mount_point = self.mount_point.clone();
         let unmounted = tokio::task::spawn_blocking(move || rootfs::unmount(&mount_point)).await;
         deleted.map_err(|reason| Error::Unknown(format!("failed to delete task: {reason}")))?;
@@ -625,5 +622,10 @@ fn create_request(
         systemd_cgroup: options.systemd_cgroup,
         no_pivot_root: options.no_pivot_root,
         pod: None,
+        restore: (!request.checkpoint.is_empty()).then(|| Restore {
+            images: PathBuf::from(&request.checkpoint),
+            work: (!options.criu_work_path.is_empty())
+                .then(|| PathBuf::from(&options.criu_work_path)),
+        }),
     }
 }
