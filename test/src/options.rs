@@ -50,9 +50,9 @@ pub struct CheckpointOptions {
     /// End the container after the checkpoint.
     #[prost(bool, tag = "1")]
     pub exit: bool,
-    /// Take file locks along.
-    #[prost(bool, tag = "5")]
-    pub file_locks: bool,
+    /// Take established TCP connections along.
+    #[prost(bool, tag = "2")]
+    pub open_tcp: bool,
     /// The folder for the images.
     #[prost(string, tag = "8")]
     pub image_path: String,

@@ -266,19 +266,34 @@ fn without_criu(like: &Containerd) -> Result<()> {
 /// What criu refuses goes on, and its reason is told; options are passed on to it.
 fn that_criu_refuses(like: &Containerd) -> Result<()> {
     let engine = with_criu(like)?;
-    let loops = "echo locked; while :; do sleep 0.05; done";
+    let connects = "
+        here() { cat /proc/net/tcp /proc/net/tcp6 | grep -q \":0063 .* $1 \"; }
+        ip link set lo up
+        sleep 1000 | nc -l -p 99 &
+        until here 0A; do sleep 0.05; done
+        sleep 1000 | nc 127.0.0.1 99 &
+        until here 01; do sleep 0.05; done
+        echo connected
+        while :; do sleep 0.05; done";
     let container = engine
         .container(&Rootfs::busybox())
-        .args(["/bin/busybox", "flock", "/tmp/lock", "sh", "-c", loops])
+        .args(["/bin/sh", "-c", connects])
+        .spec(|spec| {
+            let sets = spec["process"]["capabilities"].as_object_mut();
+            for set in sets.into_iter().flat_map(|sets| sets.values_mut()) {
+                let set = set.as_array_mut().expect("a set of capabilities");
+                set.push("CAP_NET_ADMIN".into());
+            }
+        })
         .create()?;
     container.start()?;
-    container.wait_for_output("locked")?;
+    container.wait_for_output("connected")?;
     let error = container
         .checkpoint(&CheckpointOptions::default())
         .err()
-        .context("it took the lock along")?;
+        .context("it took the connection along")?;
     let error = format!("{error:#}");
-    assert!(error.contains("--file-locks"), "{error}");
+    assert!(error.contains("--tcp-established"), "{error}");
     let log = container.bundle().join("criu-dump.log");
     assert!(error.contains(&log.display().to_string()), "{error}");
     assert!(log.exists() && !container.bundle().join("criu-work").exists());
@@ -288,11 +303,15 @@ fn that_criu_refuses(like: &Containerd) -> Result<()> {
 
     let work = engine.folder().join("work");
     let options = CheckpointOptions {
-        file_locks: true,
+        open_tcp: true,
         work_path: work.display().to_string(),
         ..CheckpointOptions::default()
     };
-    container.checkpoint(&options)?;
+    // Whether criu then masters the sockets is between it and the kernel.
+    if let Err(error) = container.checkpoint(&options) {
+        let error = format!("{error:#}");
+        assert!(!error.contains("--tcp-established"), "{error}");
+    }
     assert!(work.join("dump.log").exists());
     container.kill(Signal::SIGKILL)?;
     assert_eq!(container.finish()?.status, 137);
