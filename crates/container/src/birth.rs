@@ -228,7 +228,7 @@ impl Container {
         let (ours, theirs) = message::pair().map_err(socket)?;
         let ours = AsyncSocket::new(ours).map_err(socket)?;
         let request = Request::Exec {
-            exec,
+            exec: Box::new(exec),
             init: self.init.pid.as_raw(),
         };
         let mut fds = vec![theirs.as_fd(), self.init.handle.as_fd()];

@@ -46,7 +46,7 @@ pub(crate) fn run(
             init,
         } => guests
             .clone()
-            .and_then(|guests| exec::exec(request, init, fds, guests))
+            .and_then(|guests| exec::exec(*request, init, fds, guests))
             .map(|added| {
                 let fds = [Some(added.handle), added.master];
                 (Reply::Added(added.pid), fds.into_iter().flatten().collect())

@@ -42,7 +42,7 @@ pub(crate) enum Request {
     /// the container's init, and, without a terminal, the process's stdin, stdout and stderr.
     Exec {
         /// The process.
-        exec: Exec,
+        exec: Box<Exec>,
         /// The pid of the container's init.
         init: i32,
     },

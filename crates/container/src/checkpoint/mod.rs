@@ -189,7 +189,7 @@ mod tests {
             ]},
         }))
         .unwrap();
-        let of = |point: &str| owner(&spec, Path::new(point)).map(|mount| is_bind(mount));
+        let of = |point: &str| owner(&spec, Path::new(point)).map(is_bind);
         assert_eq!(of("/a/sub"), Some(true));
         assert_eq!(of("/a/b/c"), Some(false));
         assert_eq!(of("/ab"), None);
