@@ -19,6 +19,7 @@ use pathrs::Root;
 use crate::adapt::{Apart, adapt};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
+use crate::checkpoint::Restore;
 use crate::guest::Guests;
 use crate::init::Init;
 use crate::orphan::delete_orphan;
@@ -27,7 +28,7 @@ use crate::program::Launcher;
 use crate::rootfs;
 use crate::stdio::{ConsoleSocket, Pty};
 use crate::zygote::{Create, Reply, Request, Target};
-use crate::{capture, exec};
+use crate::{capture, checkpoint, exec};
 
 /// Carries out `request`, whose descriptors are `fds`. Returns the answer with its descriptors, for
 /// `reply_to`, which none of the processes that this one clones keeps open.
@@ -38,8 +39,11 @@ pub(crate) fn run(
     reply_to: RawFd,
 ) -> (Reply, Vec<OwnedFd>) {
     let done = match request {
-        Request::Create(request) => create(&request, fds, guests, reply_to)
-            .map(|(pid, master)| (Reply::Created(pid), Vec::from_iter(master))),
+        Request::Create(request) => match &request.restore {
+            None => create(&request, fds, guests, reply_to),
+            Some(from) => restore(&request, from, &fds).map(|pid| (pid, None)),
+        }
+        .map(|(pid, master)| (Reply::Created(pid), Vec::from_iter(master))),
         Request::Exec {
             exec: request,
             init,
@@ -50,6 +54,9 @@ pub(crate) fn run(
                 let fds = [Some(added.handle), added.master];
                 (Reply::Added(added.pid), fds.into_iter().flatten().collect())
             }),
+        Request::Checkpoint { checkpoint, init } => {
+            checkpoint::dump(&checkpoint, init).map(|()| (Reply::Done, Vec::new()))
+        }
         Request::Start(target) => start(&target).map(|()| (Reply::Done, Vec::new())),
         Request::Delete(target) => delete(&target).map(|()| (Reply::Done, Vec::new())),
         Request::Clear(orphan) => delete_orphan(&orphan).map(|()| (Reply::Done, Vec::new())),
@@ -114,14 +121,13 @@ fn create(
             make_working_directory(&bundle);
             // The namespace has to be there until the container is.
             let _users = users;
-            build(start_hooks).map_err(|error| explain(&error, captured.first()))
+            let container =
+                build(start_hooks).map_err(|error| explain(&error, captured.first()))?;
+            container
+                .pid()
+                .map(|pid| pid.as_raw())
+                .ok_or_else(|| "libcontainer created a container without an init".to_owned())
         });
-    let pid = built.and_then(|container| {
-        container
-            .pid()
-            .map(|pid| pid.as_raw())
-            .ok_or_else(|| "libcontainer created a container without an init".to_owned())
-    });
     let finish = |pid| {
         if request.systemd_cgroup {
             restrict_devices(pid, &bundle)?;
@@ -135,7 +141,7 @@ fn create(
         let terminal = socket.as_ref().map(terminal).transpose()?;
         Ok((pid, terminal.map(|terminal| terminal.master)))
     };
-    let finished = pid.and_then(|pid| {
+    let finished = built.and_then(|pid| {
         finish(pid).map_err(|reason: String| match delete(&request.target) {
             Ok(()) => reason,
             Err(leftover) => format!("{reason}; and {leftover}"),
@@ -147,6 +153,38 @@ fn create(
         log::warn!("{leftover}");
     }
     finished
+}
+
+/// Restores a container from a checkpoint; returns its init's pid.
+fn restore(request: &Create, from: &Restore, fds: &[OwnedFd]) -> Result<i32, String> {
+    // Nobody of it talks to the daemon. The birthmark is open until this process ends.
+    let [_daemon, _birthmark, streams @ ..] = fds else {
+        return Err("restore came without its descriptors".to_owned());
+    };
+    if request.terminal {
+        return Err("a container with a terminal cannot be restored by this shim".to_owned());
+    }
+    let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
+    rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
+    let restored = bundle
+        .check_rootfs()
+        .map_err(|error| error.to_string())
+        .and_then(|()| adapt(&mut bundle, request))
+        .and_then(|_| checkpoint::restore(request, from, &bundle, streams))
+        .and_then(|pid| match request.systemd_cgroup {
+            true => restrict_devices(pid, &bundle).map(|()| pid),
+            false => Ok(pid),
+        });
+    restored.map_err(|reason| {
+        let freed = delete(&request.target);
+        if let Err(leftover) = rootfs::unmount(&bundle.mount_point) {
+            log::warn!("{leftover}");
+        }
+        match freed {
+            Ok(()) => reason,
+            Err(leftover) => format!("{reason}; and {leftover}"),
+        }
+    })
 }
 
 /// Puts the device rules of `bundle` on the v2 cgroup of `pid`: libcgroups does so itself but for

@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use rustix::net::sockopt::socket_peercred;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{Checkpoint, Restore};
 use crate::exec::Exec;
 use crate::guest::Guests;
 use crate::message::{self, AsyncSocket};
@@ -53,6 +54,13 @@ pub(crate) enum Request {
     },
     /// Let a created container's init run its entrypoint.
     Start(Target),
+    /// Make a checkpoint of a container.
+    Checkpoint {
+        /// What is to be made.
+        checkpoint: Checkpoint,
+        /// The pid of the container's init.
+        init: i32,
+    },
     /// Free everything of a container whose init has ended.
     Delete(Target),
     /// Free what there is of a container whose helper was killed while it built it.
@@ -81,6 +89,9 @@ pub struct Create {
     pub no_pivot_root: bool,
     /// The pod that it belongs to, if its sandbox has no container.
     pub pod: Option<Pod>,
+    /// The checkpoint that it is to be restored from, if it is. Then its processes stand still
+    /// once it is created.
+    pub restore: Option<Restore>,
 }
 
 /// What the zygote's helpers answer.

@@ -143,10 +143,6 @@ fn exited_at(exit: Option<Exit>) -> MessageField<Timestamp> {
         .map_or_else(MessageField::none, MessageField::some)
 }
 
-fn unimplemented(call: &str) -> containerd_shim::protos::ttrpc::Error {
-    Error::Unimplemented(format!("{call} is not implemented by this shim")).into()
-}
-
 #[async_trait]
 impl containerd_shim::Task for Service {
     async fn create(
@@ -377,8 +373,11 @@ impl containerd_shim::Task for Service {
         _: &TtrpcContext,
         request: CheckpointTaskRequest,
     ) -> TtrpcResult<Empty> {
-        self.task(&request.id)?;
-        Err(unimplemented("Checkpoint"))
+        let task = self.task(&request.id)?;
+        task.checkpoint(&self.daemon, &request)
+            .await
+            .inspect_err(|error| log::error!("checkpoint of {}: {error}", request.id))?;
+        Ok(Empty::default())
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> TtrpcResult<Empty> {
