@@ -24,6 +24,9 @@ pub fn settings(version: Version, mut settings: Settings) -> Result<Settings> {
     let deployed = repository().join("deploy/containerd");
     settings.cri = true;
     settings.network = true;
+    if settings.whole_config.is_some() {
+        return Ok(settings);
+    }
     settings.config += &if version < Version::V2_1 {
         let file = deployed.join("1.x.toml");
         let handlers = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
