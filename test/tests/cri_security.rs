@@ -40,6 +40,11 @@ each_cri!(
     user_namespaces,
 );
 
+/// A change, as a closure that takes builders of any lifetime.
+fn changing<F: for<'a> Fn(Builder<'a>) -> Builder<'a>>(change: F) -> F {
+    change
+}
+
 const STATUS: &str = "grep -E '^(Cap|Seccomp:|NoNewPrivs)' /proc/self/status";
 
 /// Runs a shell script in a container that `change` has changed, under both handlers, and
@@ -179,7 +184,7 @@ fn capabilities(cri: &Cri) -> Result<()> {
         (&["NET_ADMIN"], &["ALL"], 0, net_admin, net_admin),
         (&["NET_ADMIN"], &[], 1000, 0, default | net_admin),
     ] {
-        let changed = |container| change(container, add, drop, user);
+        let changed = changing(|container| change(container, add, drop, user));
         let linux = same_as_runc(cri, STATUS, changed)?.success()?;
         let status = guests_status(cri, changed)?;
         for status in [linux, status] {
@@ -195,10 +200,8 @@ fn capabilities(cri: &Cri) -> Result<()> {
 
 fn no_new_privileges(cri: &Cri) -> Result<()> {
     for wanted in [false, true] {
-        let change = |container: Builder<'_>| -> Builder<'_> { no_new(container, wanted) };
-        fn no_new(container: Builder<'_>, wanted: bool) -> Builder<'_> {
-            container.security(|security| security.no_new_privs = wanted)
-        }
+        let change =
+            changing(|container| container.security(|security| security.no_new_privs = wanted));
         let linux = same_as_runc(cri, STATUS, change)?.success()?;
         let status = guests_status(cri, change)?;
         for status in [linux, status] {
@@ -226,7 +229,7 @@ fn profile(
 fn filters(cri: &Cri) -> Result<()> {
     use v1::security_profile::ProfileType::{RuntimeDefault, Unconfined};
     for (kind, mode) in [(RuntimeDefault, "2"), (Unconfined, "0")] {
-        let change = |container| profile(container, kind, Path::new(""));
+        let change = changing(|container| profile(container, kind, Path::new("")));
         let linux = same_as_runc(cri, STATUS, change)?.success()?;
         let status = guests_status(cri, change)?;
         for status in [linux, status] {
@@ -250,7 +253,7 @@ fn filter_from_a_file(cri: &Cri) -> Result<()> {
         "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
     });
     fs::write(&file, rules.to_string())?;
-    let change = |container| profile(container, Localhost, &file);
+    let change = changing(|container| profile(container, Localhost, &file));
     let seen = same_as_runc(
         cri,
         "touch /file; mkdir /folder 2>/dev/null; echo $?; ls -d /f*",
@@ -265,7 +268,7 @@ fn filter_from_a_file(cri: &Cri) -> Result<()> {
     })?
     .success()?;
 
-    let missing = |container| profile(container, Localhost, Path::new("/nowhere.json"));
+    let missing = changing(|container| profile(container, Localhost, Path::new("/nowhere.json")));
     for handler in [RUNC, WASMTIME] {
         let pod = cri.pod(handler).run()?;
         let error = missing(pod.container(["/bin/true"]))
@@ -323,11 +326,6 @@ fn masked_and_read_only_paths(cri: &Cri) -> Result<()> {
 
 /// All capabilities of the node's root, its devices, and nothing masked or read-only.
 fn privileged(cri: &Cri) -> Result<()> {
-    let script = format!(
-        "{STATUS}; grep -c . /proc/kcore /proc/keys | sed 's/:.*//' 2>/dev/null; \
-         grep ' /sys ' /proc/mounts; ls /dev | grep -cE '^(kmsg|loop-control|null)$'"
-    );
-    let _ = &script;
     let run = |handler: &str, args: &[&str], privileged: bool| {
         let pod = cri
             .pod(handler)
@@ -559,7 +557,7 @@ fn volume<'a>(
 fn volumes(cri: &Cri) -> Result<()> {
     let folder = folder(cri)?;
     fs::write(folder.join("file"), "from the node\n")?;
-    let change = |container| volume(container, &folder, |_| ());
+    let change = changing(|container| volume(container, &folder, |_| ()));
     let seen = same_as_runc(
         cri,
         "cat /volume/file; echo back > /volume/new; rm /volume/new",
@@ -574,7 +572,7 @@ fn volumes(cri: &Cri) -> Result<()> {
     .success()?;
     assert_eq!(fs::read_to_string(folder.join("guest"))?, "from a guest");
     // One file.
-    let change = |container| volume(container, &folder.join("guest"), |_| ());
+    let change = changing(|container| volume(container, &folder.join("guest"), |_| ()));
     let seen = same_as_runc(cri, "cat /volume", change)?;
     assert_eq!(seen.success()?, "from a guest");
     let seen = guest(cri, &["/tool.wasm", "read", "/volume"], change)?;
@@ -586,7 +584,7 @@ fn read_only_volumes(cri: &Cri) -> Result<()> {
     let folder = folder(cri)?;
     let below = Tmpfs::mount(&folder.join("below"))?;
     let write = "touch /volume/file || echo refused; touch /volume/below/file && echo taken";
-    let read_only = |container| volume(container, &folder, |mount| mount.readonly = true);
+    let read_only = changing(|container| volume(container, &folder, |mount| mount.readonly = true));
     // As ever, what is mounted below is not meant.
     let seen = same_as_runc(cri, write, read_only)?;
     assert_eq!(seen.success()?, "refused\ntaken\n");
@@ -600,12 +598,12 @@ fn read_only_volumes(cri: &Cri) -> Result<()> {
         "{refused:?}"
     );
     if cri.engine().version() >= Version::V2_1 {
-        let all = |container| {
+        let all = changing(|container| {
             volume(container, &folder, |mount| {
                 mount.readonly = true;
                 mount.recursive_read_only = true;
             })
-        };
+        });
         let refused = guest(
             cri,
             &["/tool.wasm", "write", "/volume/below/file", "x"],
@@ -625,7 +623,7 @@ fn read_only_volumes(cri: &Cri) -> Result<()> {
 fn volumes_in_memory(cri: &Cri) -> Result<()> {
     let folder = folder(cri)?.join("memory");
     let mounted = Tmpfs::mount(&folder)?;
-    let change = |container| volume(container, &folder, |_| ());
+    let change = changing(|container| volume(container, &folder, |_| ()));
     let script = "grep -o ' /volume tmpfs rw' /proc/mounts; \
                   head -c 3000000 /dev/zero > /volume/file || echo full; rm /volume/file";
     let seen = same_as_runc(cri, script, change)?;

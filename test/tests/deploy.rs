@@ -318,10 +318,8 @@ fn every_kind_of_configuration(cri: &Cri) -> Result<()> {
         assert_eq!(node.commands(), "restart containerd\n", "{said}");
         let installed = node.files()?;
         let dumped = Command::new(programs.join("containerd"))
-            .args([
-                "--config".as_ref(),
-                node.path("etc/containerd/config.toml").as_os_str(),
-            ])
+            .arg("--config")
+            .arg(node.path("etc/containerd/config.toml"))
             .args(["config", "dump"])
             .output()?;
         let drop_in = node.path("etc/containerd/conf.d/lighter.toml");
@@ -382,7 +380,6 @@ fn a_configuration_that_is_refused(cri: &Cri) -> Result<()> {
     let error = node.fail("install")?;
     assert!(error.contains("config migrate"), "{error}");
     assert_eq!(node.config()?, old);
-    fs::remove_dir(node.path("etc")).expect_err("it has files");
     let empty = Command::new(node.installer.path().join("node.sh"))
         .arg("install")
         .env("NODE", "/nowhere")

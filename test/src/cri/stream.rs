@@ -13,7 +13,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use tungstenite::{ClientRequestBuilder, Message, WebSocket, error::Error, http::Uri};
+use tungstenite::{
+    ClientRequestBuilder, Message, WebSocket,
+    error::{Error, ProtocolError},
+    http::Uri,
+};
 
 use super::{Cri, container::Ended};
 use crate::poll::PATIENCE;
@@ -120,9 +124,8 @@ impl Channels {
                 // containerd 1.6 and 1.7 close without a word.
                 Err(
                     Error::ConnectionClosed
-                    | Error::AlreadyClosed
                     | Error::Io(_)
-                    | Error::Protocol(_),
+                    | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake),
                 ) => self.ended = true,
                 Err(error) => return Err(error.into()),
             }
