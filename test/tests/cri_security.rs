@@ -155,7 +155,7 @@ fn unknown_user(cri: &Cri) -> Result<()> {
 }
 
 fn capabilities(cri: &Cri) -> Result<()> {
-    fn change(container: Builder<'_>, add: &[&str], drop: &[&str], user: i64) -> Builder<'_> {
+    fn change<'a>(container: Builder<'a>, add: &[&str], drop: &[&str], user: i64) -> Builder<'a> {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let capabilities = v1::Capability {
             add_capabilities: owned(add),
@@ -212,11 +212,11 @@ fn no_new_privileges(cri: &Cri) -> Result<()> {
     Ok(())
 }
 
-fn profile(
-    container: Builder<'_>,
+fn profile<'a>(
+    container: Builder<'a>,
     kind: v1::security_profile::ProfileType,
     file: &Path,
-) -> Builder<'_> {
+) -> Builder<'a> {
     container.security(|security| {
         security.seccomp = Some(v1::SecurityProfile {
             profile_type: kind.into(),
