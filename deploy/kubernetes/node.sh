@@ -62,7 +62,7 @@ handlers() {
 
 # Writes the shim's own options, unless somebody has.
 write_options() {
-    if [ ! -e "$NODE$options" ] && grep -qE '^[[:space:]]*SystemdCgroup[[:space:]]*=[[:space:]]*true' "$NODE$config"; then
+    if [ ! -e "$NODE$options" ] && grep -qsE '^[[:space:]]*SystemdCgroup[[:space:]]*=[[:space:]]*true' "$NODE$config"; then
         printf '%s\nsystemd_cgroup = true\n%s\n' "$begin" "$end" >"$NODE$options"
         say "wrote $options"
     fi
@@ -109,24 +109,24 @@ copy_program() {
 
 configure() {
     new=$NODE$config.lighter
-    if [ ! -e "$NODE$config" ]; then
-        mkdir -p "$NODE${config%/*}"
-        # Every containerd reads version 2.
+    mkdir -p "$NODE${config%/*}"
+    if [ -e "$NODE$config" ]; then
+        cp -p "$NODE$config" "$new"
+        without_ours "$NODE$config" >"$new"
+    else
         : >"$new"
-        printf '%s\nversion = 2\n%s\n%s\n' "$begin" "$(handlers io.containerd.grpc.v1.cri "$here/1.x.toml")" "$end" >"$new"
-        accept
-        say "wrote $config"
-        restart containerd
-        return
     fi
-    version=$(sed -n 's/^version *= *\([0-9]*\).*/\1/p' "$NODE$config" | head -n 1)
+    # Every containerd reads version 2, so a file of ours alone is of that.
+    version=$(cat "$NODE$config" 2>/dev/null | sed -n 's/^version *= *\([0-9]*\).*/\1/p' | head -n 1)
+    [ -s "$new" ] || version=2
     case $version in
     2) plugin=io.containerd.grpc.v1.cri source=$here/1.x.toml ;;
     3) plugin=io.containerd.cri.v1.runtime source=$here/2.x.toml ;;
-    *) die "$config is of version ${version:-1}, which has no runtime handlers by this name: bring it to version 2 (containerd 1) or 3 (containerd 2) with \`containerd config migrate\`" ;;
+    *)
+        rm "$new"
+        die "$config is of version ${version:-1}, which has no runtime handlers by this name: bring it to version 2 (containerd 1) or 3 (containerd 2) with \`containerd config migrate\`"
+        ;;
     esac
-    cp -p "$NODE$config" "$new"
-    without_ours "$NODE$config" >"$new"
     if has_handler wasmtime "$new"; then
         rm "$new"
         say "$config has a handler wasmtime that is not this script's: left alone"
@@ -139,6 +139,8 @@ configure() {
         drop_in "$block"
         return
     fi
+    [ -s "$new" ] || block="version = 2
+$block"
     printf '%s\n%s\n%s\n' "$begin" "$block" "$end" >>"$new"
     if cmp -s "$new" "$NODE$config"; then
         rm "$new"

@@ -18,6 +18,7 @@ each_cri!(
     exec_with_streams,
     exec_on_a_terminal,
     attach,
+    attach_to_what_reads_nothing,
     attach_to_a_terminal,
     input_for_one_client,
     port_forward,
@@ -52,8 +53,10 @@ fn exec_sync(cri: &Cri) -> Result<()> {
             (guest.output.as_str(), guest.errors.as_str()),
             ("", "wrong\n")
         );
-        let guest = container.exec_sync(["/tool-component.wasm", "exit", "9"], 0)?;
+        let guest = container.exec_sync(["/tool.wasm", "exit", "9"], 0)?;
         assert_eq!(guest.code, 9);
+        let guest = container.exec_sync(["/tool-component.wasm", "cwd"], 0)?;
+        assert_eq!((guest.code, guest.output.as_str()), (0, "/\n"));
     }
     pod.end()
 }
@@ -209,17 +212,35 @@ fn attach(cri: &Cri) -> Result<()> {
         let mut second = container.attach(true, false)?;
         second.write("two\n")?;
         second.wait_for("two\n")?;
-        let mut third = container.attach(false, false)?;
-        second.write("three\n")?;
+        // Of two clients, each gets all output.
+        let mut third = container.attach(true, false)?;
+        third.write("three\n")?;
         third.wait_for("three\n")?;
         second.wait_for("three\n")?;
-        container.wait_for_log("three")?;
+        second.write("four\n")?;
+        third.wait_for("four\n")?;
+        container.wait_for_log("four")?;
         container.stop(0)?;
         let written = container.written("stdout")?;
-        for line in ["one\n", "two\n", "three\n"] {
+        for line in ["one\n", "two\n", "three\n", "four\n"] {
             assert!(written.contains(line), "{args:?}: {written}");
         }
     }
+    pod.end()
+}
+
+/// As `kubectl attach` does without `-i`.
+fn attach_to_what_reads_nothing(cri: &Cri) -> Result<()> {
+    let pod = cri.pod(WASMTIME).run()?;
+    let server = pod.container(["/tcp-echo.wasm", "8001"]).start()?;
+    server.wait_for_log("8001")?;
+    let mut client = server.attach(false, false)?;
+    let script = "while :; do echo text | nc 127.0.0.1 8001 >/dev/null; done";
+    pod.container(["/bin/sh", "-c", script]).start()?;
+    client.wait_for(": 5 bytes\n")?;
+    server.stop(0)?;
+    // The end of the container is the end of the stream, and no failure.
+    assert_eq!(client.finish()?.code, 0);
     pod.end()
 }
 
