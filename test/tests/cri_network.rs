@@ -141,6 +141,8 @@ fn the_nodes_network(cri: &Cri) -> Result<()> {
     let node = v1::NamespaceMode::Node as i32;
     let pod = cri
         .pod(WASMTIME)
+        // The node's as well, so a kubelet gives none.
+        .with(|config| config.hostname.clear())
         .namespaces(|namespaces| namespaces.network = node)
         .run()?;
     let server = pod

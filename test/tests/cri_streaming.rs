@@ -71,7 +71,8 @@ fn exec_sync_that_takes_too_long(cri: &Cri) -> Result<()> {
         ] {
             let before = Instant::now();
             let error = container.exec_sync(args, 1).expect_err("it takes too long");
-            assert_eq!(error.code(), expected_code(cri), "{error}");
+            // By this code a kubelet knows a timeout.
+            assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
             assert!(before.elapsed() >= Duration::from_secs(1), "{error}");
             assert!(error.message().contains("timeout 1s exceeded"), "{error}");
             let left = eventually("the process is gone", || {
@@ -84,14 +85,6 @@ fn exec_sync_that_takes_too_long(cri: &Cri) -> Result<()> {
         assert_eq!(container.exec_sync(["/bin/true"], 10)?.code, 0);
     }
     pod.end()
-}
-
-/// What a kubelet takes for a timeout; containerd 1.6 has no code for it.
-fn expected_code(cri: &Cri) -> Code {
-    match cri.engine().version() {
-        lighter_test::Version::V1_6 => Code::Unknown,
-        _ => Code::DeadlineExceeded,
-    }
 }
 
 /// As with runc it is an error of the call that names the program.

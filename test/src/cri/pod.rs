@@ -189,7 +189,7 @@ impl<'a> Pod<'a> {
     /// Its figures.
     ///
     /// # Errors
-    /// What CRI says; containerd 1.6 has none.
+    /// What CRI says.
     pub fn stats(&self) -> Result<v1::PodSandboxStats> {
         let request = v1::PodSandboxStatsRequest {
             pod_sandbox_id: self.id.clone(),
