@@ -697,34 +697,39 @@ fn mounts_to_the_node(cri: &Cri) -> Result<()> {
     Ok(())
 }
 
-/// A pod with users of its own is refused, and the message says why.
+/// A pod with users of its own: containerd 1.6 does not know what is asked for, and gives it the node's;
+/// from 1.7 on it is refused.
 fn user_namespaces(cri: &Cri) -> Result<()> {
-    if cri.engine().version() < Version::V1_7 {
-        // The field came with containerd 1.7; before, nobody reads it.
-        return Ok(());
-    }
     let mapping = v1::IdMapping {
         host_id: 100_000,
         container_id: 0,
         length: 65_536,
     };
-    for handler in [WASMTIME, RUNC] {
-        let error = cri
-            .pod(handler)
-            .namespaces(|namespaces| {
-                namespaces.userns_options = Some(v1::UserNamespace {
-                    mode: v1::NamespaceMode::Pod.into(),
-                    uids: vec![mapping],
-                    gids: vec![mapping],
-                });
-            })
-            .run()
-            .err()
-            .with_context(|| handler.to_owned())?;
-        assert!(
-            format!("{error:#}").contains("idmap"),
-            "{handler}: {error:#}"
-        );
+    let pod = cri
+        .pod(WASMTIME)
+        .namespaces(|namespaces| {
+            namespaces.userns_options = Some(v1::UserNamespace {
+                mode: v1::NamespaceMode::Pod.into(),
+                uids: vec![mapping],
+                gids: vec![mapping],
+            });
+        })
+        .run();
+    let refused = |reason: &str| {
+        let error = pod.as_ref().err().context("the pod runs")?;
+        let text = format!("{error:#}");
+        assert!(text.contains(reason), "{text}");
+        Ok(())
+    };
+    match cri.engine().version() {
+        Version::V1_6 => {
+            let pod = pod?;
+            let guest = pod.container(["/tool.wasm", "sleep", "1000"]).start()?;
+            assert_eq!(namespace(&guest, "user")?, own("user")?);
+            pod.end()
+        }
+        // Folders of containerd's state are closed to the pod's root.
+        Version::V1_7 => refused("Permission denied"),
+        Version::V2_1 => refused("hostUsers"),
     }
-    Ok(())
 }
