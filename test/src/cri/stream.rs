@@ -125,7 +125,11 @@ impl Channels {
                 Err(
                     Error::ConnectionClosed
                     | Error::Io(_)
-                    | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake),
+                    | Error::Protocol(
+                        // containerd may say twice that it closes.
+                        ProtocolError::ReceivedAfterClosing
+                        | ProtocolError::ResetWithoutClosingHandshake,
+                    ),
                 ) => self.ended = true,
                 Err(error) => return Err(error.into()),
             }
