@@ -38,6 +38,8 @@ pub struct Settings {
     /// More lines for config.toml, after those of the harness; `@FOLDER@` stands
     /// for the daemon's folder.
     pub config: String,
+    /// The whole text of config.toml, in place of the harness's; `@FOLDER@` as above.
+    pub whole_config: Option<String>,
     /// Files that config.toml imports.
     pub imports: Vec<PathBuf>,
     /// Run the daemon in a network namespace of its own, see [`Containerd::network`].
@@ -352,6 +354,9 @@ fn connect(socket: &Path, namespace: &str) -> Result<(Client, Recorder)> {
 /// folder, or load kernel modules, are turned off.
 fn configuration(version: Version, folder: &Path, settings: &Settings) -> String {
     let folder = folder.display();
+    if let Some(text) = &settings.whole_config {
+        return text.replace("@FOLDER@", &folder.to_string());
+    }
     let mut disabled = vec![
         "io.containerd.internal.v1.opt",
         "io.containerd.nri.v1.nri",
