@@ -53,6 +53,10 @@ install: build ## install both programs into PREFIX/bin
 uninstall: ## remove them again; compiled guests stay in /var/lib/lighter
 	rm -f $(PROGRAMS:%=$(BINDIR)/%)
 
+.PHONY: installer
+installer: build ## make the image that installs the shim on Kubernetes nodes
+	deploy/kubernetes/build-image $(RELEASE) $(TARGET)/lighter-installer.tar
+
 .PHONY: bench
 bench: build ## measure beside runc (as root)
 	test/setup/engines containerd-2.1

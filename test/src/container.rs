@@ -5,13 +5,13 @@ use std::{collections::HashMap, fs, path::PathBuf};
 use anyhow::{Context, Result, anyhow};
 use containerd_client::{
     services::v1::{
-        CloseIoRequest, Container as Record, CreateContainerRequest, CreateTaskRequest,
-        DeleteContainerRequest, DeleteTaskRequest, GetRequest, KillRequest, ListPidsRequest,
-        MetricsRequest, PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest,
-        UpdateTaskRequest, WaitRequest, container::Runtime,
+        CheckpointTaskRequest, CloseIoRequest, Container as Record, CreateContainerRequest,
+        CreateRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, GetRequest,
+        KillRequest, ListPidsRequest, MetricsRequest, PauseTaskRequest, ResizePtyRequest,
+        ResumeTaskRequest, StartRequest, UpdateTaskRequest, WaitRequest, container::Runtime,
     },
     tonic::{Code, Status},
-    types::v1::Process,
+    types::{Descriptor, v1::Process},
 };
 use nix::sys::signal::Signal;
 use prost::Message;
@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::{
     Containerd, Input, Rootfs,
     events::Event,
+    options::CheckpointOptions,
     rootfs::SNAPSHOTTER,
     runtime::call,
     spec::{RESOURCES_TYPE_URL, TYPE_URL, default_spec, mount},
@@ -100,6 +101,7 @@ pub struct Builder<'a> {
     streams: Option<[String; 3]>,
     terminal: bool,
     rootfs_mounts: Option<Vec<containerd_client::types::Mount>>,
+    checkpoint: Option<Descriptor>,
 }
 
 impl Containerd {
@@ -117,6 +119,7 @@ impl Containerd {
             streams: None,
             terminal: false,
             rootfs_mounts: None,
+            checkpoint: None,
         }
     }
 }
@@ -167,6 +170,12 @@ impl<'a> Builder<'a> {
     /// Sends these mounts for the rootfs in place of the snapshot's.
     pub fn rootfs_mounts(mut self, mounts: Vec<containerd_client::types::Mount>) -> Self {
         self.rootfs_mounts = Some(mounts);
+        self
+    }
+
+    /// Restores the task from what [`Container::checkpoint`] gave.
+    pub fn restore(mut self, checkpoint: &Descriptor) -> Self {
+        self.checkpoint = Some(checkpoint.clone());
         self
     }
 
@@ -283,6 +292,7 @@ impl<'a> Builder<'a> {
             streams: self.streams,
             terminal: self.terminal,
             input: self.input,
+            checkpoint: self.checkpoint,
             record: false,
             task: false,
         };
@@ -372,6 +382,7 @@ pub struct Container<'a> {
     streams: Option<[String; 3]>,
     terminal: bool,
     input: Input,
+    checkpoint: Option<Descriptor>,
     record: bool,
     task: bool,
 }
@@ -428,6 +439,7 @@ impl Container<'_> {
             stdout,
             stderr,
             terminal: self.terminal,
+            checkpoint: self.checkpoint.clone(),
             ..Default::default()
         };
         let mut tasks = self.engine.client().tasks();
@@ -543,6 +555,32 @@ impl Container<'_> {
         )
         .with_context(|| format!("resume the task {}", self.id))?;
         Ok(())
+    }
+
+    /// Makes a checkpoint of the task with options, as containerd keeps it in its store: the
+    /// images' descriptor.
+    ///
+    /// # Errors
+    /// The answer of the call, or one without descriptors.
+    pub fn checkpoint(&self, options: &CheckpointOptions) -> Result<Descriptor> {
+        // Without a lease containerd would collect it as garbage.
+        let lease = self.engine.new_id("lease");
+        let request = self.engine.request(CreateRequest {
+            id: lease.clone(),
+            ..Default::default()
+        });
+        call(self.engine.client().leases().create(request)).context("make a lease")?;
+        let mut request = self.engine.request(CheckpointTaskRequest {
+            container_id: self.id.clone(),
+            parent_checkpoint: String::new(),
+            options: Some(options.any()),
+        });
+        let lease = lease.parse().context("a lease's name is plain ASCII")?;
+        request.metadata_mut().insert("containerd-lease", lease);
+        let answer = call(self.engine.client().tasks().checkpoint(request))
+            .with_context(|| format!("checkpoint the task {}", self.id))?;
+        let mut descriptors = answer.into_inner().descriptors.into_iter();
+        descriptors.next().context("a checkpoint without images")
     }
 
     /// Changes the task's limits to those of `resources`, JSON in the OCI

@@ -3,9 +3,10 @@
 use std::{
     collections::HashMap,
     fs,
+    io::Write,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicU32, Ordering},
@@ -18,6 +19,8 @@ use containerd_client::{
     services::v1::{CreateNamespaceRequest, Namespace, PluginInfoRequest, PluginInfoResponse},
     tonic::{Request, metadata::MetadataValue},
 };
+
+use nix::sys::signal::Signal;
 
 use crate::{
     Network, Version,
@@ -35,6 +38,8 @@ pub struct Settings {
     /// More lines for config.toml, after those of the harness; `@FOLDER@` stands
     /// for the daemon's folder.
     pub config: String,
+    /// The whole text of config.toml, in place of the harness's; `@FOLDER@` as above.
+    pub whole_config: Option<String>,
     /// Files that config.toml imports.
     pub imports: Vec<PathBuf>,
     /// Run the daemon in a network namespace of its own, see [`Containerd::network`].
@@ -43,6 +48,8 @@ pub struct Settings {
     pub path: Vec<PathBuf>,
     /// More variables of the daemon's environment.
     pub environment: Vec<(String, String)>,
+    /// Log every event too.
+    pub trace: bool,
     /// Where the daemon keeps its things in place of /run: a folder that exists.
     pub parent: Option<PathBuf>,
 }
@@ -59,6 +66,8 @@ pub struct Containerd {
     folder: PathBuf,
     namespace: String,
     keeper: Child,
+    /// Where the keeper reads what to do; its end is the daemon's.
+    orders: Mutex<Option<ChildStdin>>,
     network: Option<Network>,
     client: Client,
     recorder: Recorder,
@@ -132,7 +141,7 @@ impl Containerd {
                 .arg("nsenter")
                 .arg(format!("--net={}", path.display()));
         }
-        let keeper = keeper
+        let mut keeper = keeper
             .arg(programs.join("containerd"))
             .arg("--config")
             .arg(folder.join("config.toml"))
@@ -158,6 +167,7 @@ impl Containerd {
             version,
             folder,
             namespace,
+            orders: Mutex::new(keeper.stdin.take()),
             keeper,
             network,
             client,
@@ -249,6 +259,38 @@ impl Containerd {
         &self.recorder
     }
 
+    /// Ends the daemon, and not what it has started, with a signal, and waits until it is gone.
+    ///
+    /// # Errors
+    /// It does not run, or goes on.
+    pub fn stop(&self, signal: Signal) -> Result<()> {
+        let pid = self.pid()?;
+        let name = signal.as_str().trim_start_matches("SIG");
+        self.order(name)?;
+        eventually("containerd is gone", || {
+            (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+        })
+    }
+
+    /// Starts the daemon anew and waits until it answers.
+    ///
+    /// # Errors
+    /// It does not come up; the message ends with its log.
+    pub fn restart(&self) -> Result<()> {
+        self.order("start")?;
+        eventually("containerd answers", || {
+            call(self.client.version().version(())).ok()
+        })
+        .with_context(|| self.log())?;
+        self.recorder.resume(&self.client)
+    }
+
+    fn order(&self, line: &str) -> Result<()> {
+        let mut orders = self.orders.lock().expect("no writer panics");
+        let orders = orders.as_mut().context("the daemon's keeper")?;
+        Ok(writeln!(orders, "{line}")?)
+    }
+
     /// A container id that no other test has.
     pub fn new_id(&self, stem: &str) -> String {
         format!("{stem}-{}", self.ids.fetch_add(1, Ordering::Relaxed))
@@ -257,7 +299,11 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        drop(self.keeper.stdin.take());
+        let mut orders = self
+            .orders
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        drop(orders.take());
         // It ends when the last trace is gone; there is nothing to do if not.
         let _ = self.keeper.wait();
     }
@@ -308,6 +354,9 @@ fn connect(socket: &Path, namespace: &str) -> Result<(Client, Recorder)> {
 /// folder, or load kernel modules, are turned off.
 fn configuration(version: Version, folder: &Path, settings: &Settings) -> String {
     let folder = folder.display();
+    if let Some(text) = &settings.whole_config {
+        return text.replace("@FOLDER@", &folder.to_string());
+    }
     let mut disabled = vec![
         "io.containerd.internal.v1.opt",
         "io.containerd.nri.v1.nri",
@@ -337,9 +386,10 @@ fn configuration(version: Version, folder: &Path, settings: &Settings) -> String
          disabled_plugins = {disabled:?}\n\
          [grpc]\n  address = \"{folder}/containerd.sock\"\n\
          [ttrpc]\n  address = \"{folder}/containerd.sock.ttrpc\"\n\
-         [debug]\n  level = \"debug\"\n\
+         [debug]\n  level = \"{}\"\n\
          {}\n",
         settings.imports,
+        if settings.trace { "trace" } else { "debug" },
         settings.config.replace("@FOLDER@", &folder.to_string())
     )
 }

@@ -22,9 +22,9 @@ use std::{
     net::Ipv4Addr,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -135,6 +135,8 @@ const LIMIT: &str = "60";
 /// `/run/lighter-test-PID-docker-N`; that folder's name is also the cgroup above
 /// their containers.
 ///
+/// Containers outlive a dockerd that is stopped (`live-restore`).
+///
 /// When it is dropped, and also when the test program dies in any way, the
 /// daemons and containers are killed and the folder, cgroups and network
 /// namespaces removed.
@@ -144,6 +146,8 @@ pub struct Dockerd {
     folder: PathBuf,
     client: PathBuf,
     keeper: Child,
+    /// Where the keeper reads what to do; its end is the daemons'.
+    orders: Mutex<Option<ChildStdin>>,
     outside: Network,
     _inside: Network,
 }
@@ -187,7 +191,7 @@ impl Dockerd {
         )?;
         let configuration = configuration(store, &folder, &name, &engine);
         fs::write(folder.join("daemon.json"), configuration.to_string())?;
-        let keeper = Command::new("/bin/sh")
+        let mut keeper = Command::new("/bin/sh")
             .args(["-c", include_str!("dockerd.sh"), "dockerd.sh"])
             .args([folder.as_os_str(), name.as_ref()])
             .env("PATH", std::env::join_paths(path)?)
@@ -201,6 +205,7 @@ impl Dockerd {
             name,
             folder,
             client,
+            orders: Mutex::new(keeper.stdin.take()),
             keeper,
             outside,
             _inside: inside,
@@ -230,10 +235,55 @@ impl Dockerd {
         Ok(daemon)
     }
 
-    fn prepare(&self) -> Result<()> {
+    /// Ends dockerd, and not containerd nor what that has started, with a signal, and waits until
+    /// its process is gone.
+    ///
+    /// # Errors
+    /// It goes on.
+    pub fn stop(&self, signal: Signal) -> Result<()> {
+        self.order(signal.as_str().trim_start_matches("SIG"))?;
+        eventually("dockerd is gone", || self.process().is_none().then_some(()))
+    }
+
+    /// dockerd's folder in /proc.
+    fn process(&self) -> Option<PathBuf> {
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let mut processes = processes.map(|process| process.path());
+        processes.find(|process| {
+            let line = fs::read(process.join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            line.starts_with("dockerd\0") && line.contains(&self.name)
+        })
+    }
+
+    /// Starts dockerd anew and waits until it answers.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn restart(&self) -> Result<()> {
+        self.order("start")?;
+        self.wait_until_up()
+    }
+
+    fn order(&self, line: &str) -> Result<()> {
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let orders = orders.as_mut().context("the daemons' keeper")?;
+        Ok(writeln!(orders, "{line}")?)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join("docker.sock")
+    }
+
+    fn wait_until_up(&self) -> Result<()> {
         eventually("dockerd answers", || {
             self.docker(&["version"]).ok()?.success().ok()
         })?;
+        Ok(())
+    }
+
+    fn prepare(&self) -> Result<()> {
+        self.wait_until_up()?;
         for image in [Image::Guests, Image::Linux] {
             let archive = self.folder.join(image.name());
             image
@@ -371,10 +421,7 @@ impl Dockerd {
     fn with_args(&self, command: &mut Command, args: &[&str]) {
         command
             .args(args)
-            .env(
-                "DOCKER_HOST",
-                format!("unix://{}/docker.sock", self.folder.display()),
-            )
+            .env("DOCKER_HOST", format!("unix://{}", self.socket().display()))
             .env("DOCKER_CONFIG", self.folder.join("client"));
     }
 
@@ -450,7 +497,8 @@ impl Dockerd {
 
 impl Drop for Dockerd {
     fn drop(&mut self) {
-        drop(self.keeper.stdin.take());
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(orders.take());
         // It ends when the last trace is gone; there is nothing to do if not.
         let _ = self.keeper.wait();
     }
@@ -628,6 +676,7 @@ fn configuration(store: Store, folder: &Path, name: &str, engine: &Path) -> serd
         "storage-driver": if store == Store::Containerd { "overlayfs" } else { "overlay2" },
         "bip": "10.1.0.1/16",
         "default-address-pools": [{"base": "10.2.0.0/16", "size": 24}],
+        "live-restore": true,
         "userland-proxy-path": engine.join("sbin/docker-proxy"),
         "log-level": "info",
     })

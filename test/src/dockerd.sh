@@ -1,6 +1,7 @@
 # Runs one private dockerd with a containerd of its own, and buries all that is
 # theirs when the tests are through with them: when standard input ends, be it
-# because the daemon was dropped or because the test program died.
+# because the daemon was dropped or because the test program died. Until then each
+# line of it is a signal that is to end dockerd, or `start`.
 #
 # usage: sh dockerd.sh FOLDER NAME
 #
@@ -13,6 +14,7 @@
 # address or packet filter of theirs is the machine's, and they end together.
 folder=$1 name=$2
 
+mkfifo "$folder/orders"
 nsenter --net="/run/netns/$name" \
     unshare --mount --pid --fork --kill-child --mount-proc sh -c '
     # Copies of the mounts here would keep other namespaces alive.
@@ -24,12 +26,26 @@ nsenter --net="/run/netns/$name" \
         kill -0 $! || exit
         sleep 0.02
     done
-    dockerd --config-file "$0/daemon.json" >"$0/dockerd.log" 2>&1 </dev/null &
+    (
+        run() {
+            dockerd --config-file "$0/daemon.json" >>"$0/dockerd.log" 2>&1 </dev/null &
+            dockerd=$!
+        }
+        run
+        while read -r order; do
+            if [ "$order" = start ]; then
+                run
+            else
+                kill "-$order" "$dockerd"
+                wait "$dockerd"
+            fi
+        done
+    ) <>"$0/orders" &
     # Also for shims, whose parents have ended.
     wait' "$folder" &
 daemons=$!
 
-cat >/dev/null
+cat 1<>"$folder/orders"
 
 # With the first process of its namespace every other one ends.
 kill -KILL $(cat "/proc/$daemons/task/$daemons/children") "$daemons" 2>/dev/null

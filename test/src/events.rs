@@ -100,9 +100,19 @@ pub struct Recorder {
 impl Recorder {
     /// Subscribes and returns when the subscription is known to work.
     pub(crate) fn start(client: &Client, namespace: &str) -> Result<Self> {
+        let recorder = Self {
+            namespace: namespace.to_owned(),
+            entries: Arc::default(),
+        };
+        recorder.resume(client)?;
+        Ok(recorder)
+    }
+
+    /// Subscribes again, with a daemon that has been restarted, as [`Recorder::start`] does.
+    pub(crate) fn resume(&self, client: &Client) -> Result<()> {
         const READY: &str = "/lighter-test/ready";
-        let entries = Arc::new(Mutex::new(Vec::<Entry>::new()));
-        let (mut events, record) = (client.events(), entries.clone());
+        let (mut events, record) = (client.events(), self.entries.clone());
+        let before = self.count(READY);
         handle().spawn(async move {
             let Ok(stream) = events.subscribe(SubscribeRequest { filters: vec![] }).await else {
                 return;
@@ -118,25 +128,21 @@ impl Recorder {
                 });
             }
         });
-        let recorder = Self {
-            namespace: namespace.to_owned(),
-            entries,
-        };
         eventually("the subscription to events", || {
             let request = PublishRequest {
                 topic: READY.to_owned(),
                 event: Some(containerd_client::to_any(&TaskOom::default())),
             };
-            call(client.events().publish(in_namespace(namespace, request))).ok()?;
-            recorder.has(READY).then_some(())
+            let request = in_namespace(&self.namespace, request);
+            call(client.events().publish(request)).ok()?;
+            (self.count(READY) > before).then_some(())
         })
-        .context("no event comes back from the daemon")?;
-        Ok(recorder)
+        .context("no event comes back from the daemon")
     }
 
-    fn has(&self, topic: &str) -> bool {
+    fn count(&self, topic: &str) -> usize {
         let entries = self.entries.lock().expect("no writer panics");
-        entries.iter().any(|entry| entry.topic == topic)
+        entries.iter().filter(|entry| entry.topic == topic).count()
     }
 
     /// A container's task events until now, in order, of the tests' namespace.

@@ -23,6 +23,7 @@ pub struct ExecBuilder<'a> {
     id: String,
     process: Value,
     input: Input,
+    streams: Option<[String; 3]>,
     terminal: bool,
 }
 
@@ -30,7 +31,8 @@ pub struct ExecBuilder<'a> {
 pub struct Exec<'a> {
     container: &'a Container<'a>,
     id: String,
-    stdio: Stdio,
+    /// `None` where the test has made its own.
+    stdio: Option<Stdio>,
     deleted: bool,
 }
 
@@ -52,6 +54,7 @@ impl Container<'_> {
             id: self.engine().new_id("exec"),
             process,
             input: Input::None,
+            streams: None,
             terminal: false,
         })
     }
@@ -81,6 +84,12 @@ impl<'a> ExecBuilder<'a> {
         self
     }
 
+    /// Takes these paths for stdin, stdout and stderr; the harness makes none.
+    pub fn streams(mut self, stdin: &str, stdout: &str, stderr: &str) -> Self {
+        self.streams = Some([stdin.to_owned(), stdout.to_owned(), stderr.to_owned()]);
+        self
+    }
+
     /// Gives the process a terminal.
     pub fn terminal(mut self) -> Self {
         self.terminal = true;
@@ -93,13 +102,24 @@ impl<'a> ExecBuilder<'a> {
     /// The answer of the call.
     pub fn add(self) -> Result<Exec<'a>> {
         let engine = self.container.engine();
-        let stdio = Stdio::new(engine.folder(), self.input, self.terminal)?;
+        let (stdio, [stdin, stdout, stderr]) = match self.streams {
+            Some(streams) => (None, streams),
+            None => {
+                let stdio = Stdio::new(engine.folder(), self.input, self.terminal)?;
+                let streams = [
+                    stdio.stdin_path(),
+                    stdio.path("stdout"),
+                    stdio.path("stderr"),
+                ];
+                (Some(stdio), streams)
+            }
+        };
         let request = ExecProcessRequest {
             container_id: self.container.id().to_owned(),
             exec_id: self.id.clone(),
-            stdin: stdio.stdin_path(),
-            stdout: stdio.path("stdout"),
-            stderr: stdio.path("stderr"),
+            stdin,
+            stdout,
+            stderr,
             terminal: self.terminal,
             spec: Some(Any {
                 type_url: TYPE_URL.to_owned(),
@@ -245,7 +265,9 @@ impl Exec<'_> {
 
     /// Gives bytes to the process's standard input.
     pub fn feed(&self, bytes: &[u8]) {
-        self.stdio.feed(bytes);
+        if let Some(stdio) = &self.stdio {
+            stdio.feed(bytes);
+        }
     }
 
     /// Ends the process's standard input, as a client does.
@@ -253,7 +275,7 @@ impl Exec<'_> {
     /// # Errors
     /// The answer of the call.
     pub fn end_stdin(&self) -> Result<()> {
-        self.stdio.feed(&[]);
+        self.feed(&[]);
         let engine = self.container.engine();
         let request = CloseIoRequest {
             container_id: self.container_id(),
@@ -270,7 +292,8 @@ impl Exec<'_> {
     /// # Errors
     /// It has not in time.
     pub fn wait_for_output(&self, text: &str) -> Result<()> {
-        let output = || String::from_utf8_lossy(&self.stdio.stdout()).into_owned();
+        let stdout = || self.stdio.as_ref().map(Stdio::stdout).unwrap_or_default();
+        let output = || String::from_utf8_lossy(&stdout()).into_owned();
         crate::eventually("output", || output().contains(text).then_some(()))
             .with_context(|| format!("{text:?} in {:?}", output()))
     }
@@ -281,11 +304,13 @@ impl Exec<'_> {
     /// The first step that fails.
     pub fn finish(mut self) -> Result<Output> {
         let exit = self.wait()?;
-        self.stdio.drain();
+        if let Some(stdio) = &mut self.stdio {
+            stdio.drain();
+        }
         let output = Output {
             status: exit.status,
-            stdout: self.stdio.stdout(),
-            stderr: self.stdio.stderr(),
+            stdout: self.stdio.as_ref().map(Stdio::stdout).unwrap_or_default(),
+            stderr: self.stdio.as_ref().map(Stdio::stderr).unwrap_or_default(),
         };
         let deleted = self.delete()?;
         anyhow::ensure!(

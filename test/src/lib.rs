@@ -80,15 +80,38 @@ pub use exec::{Exec, ExecBuilder};
 pub use network::Network;
 pub use poll::eventually;
 pub use rootfs::{Rootfs, run};
+pub use runtime::call;
 pub use stdio::Input;
 pub use terminal::{CTRL_C, CTRL_D, DETACH, Terminal};
 pub use version::{Version, built_programs, guest, repository, target, tools};
 
 /// Makes one test of each function for every version of containerd, in a module
 /// of the version's name. The functions take the version's shared daemon and
-/// return a `Result`.
+/// return a `Result`; after `own:` each gets a daemon that is its alone and logs
+/// every event, as those need that stop it.
 #[macro_export]
 macro_rules! each_containerd {
+    (own: $($test:ident),* $(,)?) => {
+        $crate::each_containerd!(@own containerd_1_6, V1_6, $($test),*);
+        $crate::each_containerd!(@own containerd_1_7, V1_7, $($test),*);
+        $crate::each_containerd!(@own containerd_2_1, V2_1, $($test),*);
+    };
+    (@own $module:ident, $version:ident, $($test:ident),*) => {
+        mod $module {
+            $(
+                #[test]
+                fn $test() -> anyhow::Result<()> {
+                    $crate::ensure_root()?;
+                    let settings = $crate::Settings {
+                        trace: true,
+                        ..$crate::Settings::default()
+                    };
+                    let version = $crate::Version::$version;
+                    super::$test(&$crate::Containerd::start_with(version, &settings)?)
+                }
+            )*
+        }
+    };
     ($($test:ident),* $(,)?) => {
         $crate::each_containerd!(@version containerd_1_6, V1_6, $($test),*);
         $crate::each_containerd!(@version containerd_1_7, V1_7, $($test),*);

@@ -44,6 +44,33 @@ impl RuncOptions {
     }
 }
 
+/// `containerd.runc.v1.CheckpointOptions`, of the same file.
+#[derive(Clone, PartialEq, Message)]
+pub struct CheckpointOptions {
+    /// End the container after the checkpoint.
+    #[prost(bool, tag = "1")]
+    pub exit: bool,
+    /// Take established TCP connections along.
+    #[prost(bool, tag = "2")]
+    pub open_tcp: bool,
+    /// The folder for the images.
+    #[prost(string, tag = "8")]
+    pub image_path: String,
+    /// The folder for criu's log.
+    #[prost(string, tag = "9")]
+    pub work_path: String,
+}
+
+impl CheckpointOptions {
+    /// The message as a client sends it.
+    pub fn any(&self) -> Any {
+        Any {
+            type_url: "containerd.runc.v1.CheckpointOptions".to_owned(),
+            value: self.encode_to_vec(),
+        }
+    }
+}
+
 /// `runtimeoptions.v1.Options`, as in containerd's
 /// api/types/runtimeoptions/v1/api.proto.
 #[derive(Clone, PartialEq, Message)]

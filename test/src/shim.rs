@@ -2,7 +2,7 @@
 //! directly, for what containerd never lets through.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
@@ -17,8 +17,9 @@ use containerd_shim_protos::{
 };
 
 use nix::{sys::stat::Mode, unistd::mkfifo};
+use serde_json::json;
 
-use crate::{Containerd, version::built_programs};
+use crate::{Containerd, Rootfs, spec::default_spec, version::built_programs};
 
 /// The shim's program under its runtime's name: `wasmtime` or `runc`.
 ///
@@ -85,6 +86,11 @@ impl<'a> Shim<'a> {
         })
     }
 
+    /// The id that it was started with.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// The shim's task service.
     pub fn tasks(&self) -> &TaskClient {
         &self.client
@@ -128,6 +134,23 @@ impl Drop for Shim<'_> {
         });
         let _ = self.delete();
     }
+}
+
+/// A bundle with busybox and the guests, and a specification of its own making.
+///
+/// # Errors
+/// It cannot be written.
+pub fn bundle(engine: &Containerd, id: &str, args: &[&str]) -> Result<tempfile::TempDir> {
+    let folder = tempfile::Builder::new()
+        .prefix("bundle-")
+        .tempdir_in(engine.folder())?;
+    let rootfs = folder.path().join("rootfs");
+    fs::create_dir(&rootfs)?;
+    Rootfs::guests()?.write(&rootfs)?;
+    let mut spec = default_spec(&format!("/{}/{id}", engine.namespace()));
+    spec["process"]["args"] = json!(args);
+    fs::write(folder.path().join("config.json"), spec.to_string())?;
+    Ok(folder)
 }
 
 /// Runs a shim's `delete` for a bundle.

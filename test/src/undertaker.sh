@@ -1,6 +1,7 @@
 # Runs one private containerd and buries all that is its own when the tests are
 # through with it: when standard input ends, be it because the daemon was
-# dropped or because the test program died.
+# dropped or because the test program died. Until then each line of it is a
+# signal that is to end the daemon, or `start`.
 #
 # usage: sh undertaker.sh FOLDER NAMESPACE CONTAINERD [ARG...]
 #
@@ -10,17 +11,27 @@
 folder=$1 namespace=$2
 shift 2
 
-"$@" >"$folder/log" 2>&1 </dev/null &
-containerd=$!
+run() {
+    "$@" >>"$folder/log" 2>&1 </dev/null &
+    containerd=$!
+}
+run "$@"
 
-cat >/dev/null
+while read -r order; do
+    if [ "$order" = start ]; then
+        run "$@"
+    else
+        kill "-$order" "$containerd"
+        wait "$containerd" 2>/dev/null
+    fi
+done
 
 # The shims' sockets lie outside of the folder.
 sockets=$(cat "$folder"/state/io.containerd.*/*/*/address \
     "$folder"/state/io.containerd.*/*/*/bootstrap.json 2>/dev/null |
     grep -o '/run/containerd/s/[0-9a-f]*')
 
-kill -KILL "$containerd"
+kill -KILL "$containerd" 2>/dev/null
 wait "$containerd" 2>/dev/null
 
 # Shims carry the daemon's address in their arguments; containers are found by

@@ -19,6 +19,7 @@ each_containerd!(
     propagation,
     user_and_groups,
     namespaces,
+    user_namespaces,
     devices,
     hostname,
     environment_and_cwd,
@@ -482,6 +483,52 @@ fn namespaces(engine: &Containerd) -> Result<()> {
         .run()?
         .success()?;
     assert_eq!(shared, format!("{}\n{}\n", host[4], host[1]));
+    Ok(())
+}
+
+/// Several mappings, which the kernel takes from root without the programs that users need.
+fn user_namespaces(engine: &Containerd) -> Result<()> {
+    let map = |spec: &mut Value| {
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("a list");
+        namespaces.push(json!({"type": "user"}));
+        spec["linux"]["uidMappings"] = json!([
+            {"containerID": 0, "hostID": 200_000, "size": 1000},
+            {"containerID": 1000, "hostID": 300_000, "size": 64000},
+        ]);
+        spec["linux"]["gidMappings"] = json!([
+            {"containerID": 0, "hostID": 400_000, "size": 3},
+            {"containerID": 3, "hostID": 500_000, "size": 64000},
+            {"containerID": 70_000, "hostID": 600_000, "size": 1},
+        ]);
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [2, 70_000]});
+    };
+    let tables = "cat /proc/self/uid_map /proc/self/gid_map";
+    let text = same(
+        engine,
+        &format!("{tables}; id -u; id -G; cat /proc/self/setgroups"),
+        |builder| builder.spec(map),
+    )?;
+    assert!(text.contains("1000 2 70000\nallow\n"), "{text}");
+    let guest = guest_reads(engine, "/proc/self/uid_map", |builder| builder.spec(map))?;
+    assert_eq!(
+        guest,
+        text.lines()
+            .take(2)
+            .fold(String::new(), |all, line| all + line + "\n")
+    );
+
+    // As the host sees it; and a second process.
+    let container = engine
+        .container(&rootfs()?)
+        .args(["/bin/sh", "-c", "sleep 1000"])
+        .spec(map)
+        .create()?;
+    container.start()?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", container.pid()))?;
+    for line in ["Uid:\t300000\t", "Gid:\t500997\t", "Groups:\t400002 600000"] {
+        assert!(status.contains(line), "{line:?} in {status}");
+    }
+    assert_eq!(container.exec(["id", "-u"])?.run()?.text(), "1000\n");
     Ok(())
 }
 

@@ -1,10 +1,21 @@
 //! Memory limits, the OOM event, and the figures of a running task.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
-use lighter_test::{Containerd, Rootfs, cgroup, each_containerd, metrics, run};
+use lighter_test::{
+    Containerd, Rootfs, cgroup, each_containerd, metrics, options::RuncOptions, run,
+};
 use nix::sys::signal::Signal;
 
-each_containerd!(limit, within_the_limit, figures, processes);
+each_containerd!(
+    limit,
+    within_the_limit,
+    too_little_to_begin,
+    too_little_for_the_shim,
+    figures,
+    processes
+);
 
 const MB: u64 = 1 << 20;
 
@@ -47,6 +58,69 @@ fn within_the_limit(engine: &Containerd) -> Result<()> {
             "{events:?}"
         );
     }
+    Ok(())
+}
+
+/// A container whose limit is too low for its own birth: the error says so, and nothing stays.
+fn too_little_to_begin(engine: &Containerd) -> Result<()> {
+    for args in [
+        &["/tool.wasm", "sleep", "1000"][..],
+        &["/bin/sleep", "1000"],
+    ] {
+        let error = engine
+            .container(&Rootfs::guests()?)
+            .args(args)
+            .memory(MB / 4)
+            .refused()?;
+        ensure!(
+            error.contains("memory limit is 262144 bytes"),
+            "{args:?}: {error}"
+        );
+    }
+    Ok(())
+}
+
+/// A shim whose own cgroup is full, at one point or other of a container's life: an error, or the
+/// container's exit, and nothing stays.
+fn too_little_for_the_shim(engine: &Containerd) -> Result<()> {
+    let mut refused = 0;
+    for quarters in (1..24).step_by(2) {
+        let name = format!("{}/shim-{quarters}", engine.namespace());
+        let folder = cgroup::folder("memory").join(&name);
+        fs::create_dir_all(&folder)?;
+        let file = if cgroup::unified() {
+            "memory.max"
+        } else {
+            "memory.limit_in_bytes"
+        };
+        fs::write(folder.join(file), (quarters * MB / 4).to_string())?;
+        let options = RuncOptions {
+            shim_cgroup: format!("/{name}"),
+            ..RuncOptions::default()
+        };
+        let builder = engine
+            .container(&Rootfs::guests()?)
+            .options(options.any())
+            .args(["/tool.wasm", "exit", "3"]);
+        let id = builder.get_id().to_owned();
+        match builder.create().and_then(|container| {
+            container.start()?;
+            container.finish()
+        }) {
+            Ok(output) => ensure!([3, 137].contains(&output.status), "{output:?}"),
+            Err(_) => refused += 1,
+        }
+        engine
+            .ensure_gone(&id)
+            .with_context(|| format!("with {quarters} quarters of a megabyte"))?;
+        fs::remove_dir(&folder)?;
+    }
+    ensure!(refused > 0, "the smallest is too small");
+    let next = engine
+        .container(&Rootfs::guests()?)
+        .args(["/tool.wasm", "exit", "6"])
+        .run()?;
+    ensure!(next.status == 6);
     Ok(())
 }
 

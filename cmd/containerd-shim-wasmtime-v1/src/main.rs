@@ -20,6 +20,8 @@ fn main() -> ExitCode {
             "delete" => task::delete(&flags),
             // Not for people either: the shim puts itself between a container and its hook.
             container::HOOK_ACTION => container::run_hook(&hook_args()),
+            // What a daemon starts when its zygote has died.
+            container::ZYGOTE_ACTION => task::zygote(&flags),
             "" => task::serve(&flags),
             other => Err(io::Error::other(format!(
                 "there is no action {other:?}; containerd calls start and delete"

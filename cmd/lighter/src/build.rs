@@ -61,6 +61,10 @@ pub struct Build {
     #[arg(long, value_name = "USER")]
     user: Option<String>,
 
+    /// The signal that asks the program to end, as SIGINT [default: SIGTERM]
+    #[arg(long, value_name = "SIGNAL")]
+    stop_signal: Option<String>,
+
     /// A file of this machine and its path in the image, or a directory and where to
     /// put what it holds; repeatable
     #[arg(long, value_name = "SRC:DEST", value_parser = pair)]
@@ -112,6 +116,7 @@ impl Build {
             env: once_each("--env", self.env)?,
             working_dir: self.workdir,
             user: self.user,
+            stop_signal: self.stop_signal,
             labels: once_each("--label", self.label)?,
             layers: vec![layer],
         };

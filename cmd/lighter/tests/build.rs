@@ -70,6 +70,8 @@ fn a_program_becomes_the_entrypoint() {
             "/data",
             "--user",
             "1000",
+            "--stop-signal",
+            "SIGINT",
             "--label",
             "k=v",
         ],
@@ -88,7 +90,7 @@ fn a_program_becomes_the_entrypoint() {
         config["config"],
         json!({
             "Entrypoint": ["/app.wasm"], "Cmd": ["serve", "-v"], "Env": ["A=1=2"],
-            "WorkingDir": "/data", "User": "1000", "Labels": {"k": "v"},
+            "WorkingDir": "/data", "User": "1000", "StopSignal": "SIGINT", "Labels": {"k": "v"},
         })
     );
     assert_eq!(files(&layer[..])["app.wasm"], b"\0asm\x01\0\0\0");

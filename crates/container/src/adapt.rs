@@ -8,20 +8,29 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capabilities, Hook, Mount, Process, Spec};
+use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilities, Mount, Process, Spec};
 use pathrs::Root;
 use pathrs::flags::OpenFlags;
 
 use crate::bundle::Bundle;
+use crate::holder::Holder;
 use crate::zygote::Create;
-use crate::{home, hooks, pod};
+use crate::{home, hooks, pod, users};
 
-/// Adapts `bundle`, its config.json included, for libcontainer. Returns the `startContainer`
-/// hooks, which the init is to run itself.
+/// What libcontainer cannot take from the configuration.
+pub(crate) struct Apart {
+    /// The `startContainer` hooks, which the init is to run itself.
+    pub start_hooks: Vec<Hook>,
+    /// Holds the container's own user namespace until the container is in it.
+    pub users: Option<Holder>,
+}
+
+/// Adapts `bundle`, its config.json included, for libcontainer.
 ///
 /// # Errors
-/// When a hook's program is missing, or config.json cannot be replaced.
-pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Vec<Hook>, String> {
+/// When a hook's program is missing, a user namespace cannot be made, or config.json cannot be
+/// replaced.
+pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Apart, String> {
     let before = bundle.spec.clone();
     let spec = &mut bundle.spec;
     if let Some(pod) = &request.pod {
@@ -39,11 +48,12 @@ pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Vec<Hook>, 
         no_swap(spec);
     }
     let start_hooks = hooks::take_over(spec)?;
+    let users = users::make(spec)?;
     if bundle.spec != before {
         replace(&bundle.path, &bundle.spec)
             .map_err(|error| format!("adapting the bundle's config.json: {error}"))?;
     }
-    Ok(start_hooks)
+    Ok(Apart { start_hooks, users })
 }
 
 fn replace(bundle: &Path, spec: &Spec) -> io::Result<()> {
@@ -52,25 +62,38 @@ fn replace(bundle: &Path, spec: &Spec) -> io::Result<()> {
     fs::rename(new, bundle.join("config.json"))
 }
 
-/// Takes from a user other than root the capabilities that execve(2) would take (capabilities(7),
-/// "Transformation of capabilities during execve"): all but the ambient ones. Engines leave that
-/// to the kernel, and a guest is never exec'd.
+/// Settles which capabilities the process has, in every one of their sets.
+///
+/// A set that is left out is empty, as runc has it; libcontainer would leave the daemon's in it, and
+/// it is by an empty object that engines drop all.
+///
+/// A user other than root loses those that execve(2) would take (capabilities(7), "Transformation
+/// of capabilities during execve"): all but the ambient ones. Engines leave that to the kernel, and
+/// a guest is never exec'd.
 pub(crate) fn limit_capabilities(process: &mut Process) {
-    if process.user().uid() == 0 {
-        return;
-    }
-    let given = process.capabilities().clone();
-    let mut capabilities = given.clone().unwrap_or_default();
-    if given.is_none() {
-        // The type's own default is not empty.
-        capabilities.set_bounding(Some(Capabilities::new()));
-        capabilities.set_inheritable(Some(Capabilities::new()));
-        capabilities.set_ambient(Some(Capabilities::new()));
-    }
-    let ambient = capabilities.ambient().clone().unwrap_or_default();
-    capabilities.set_effective(Some(ambient.clone()));
-    capabilities.set_permitted(Some(ambient));
-    process.set_capabilities(Some(capabilities));
+    let given = process.capabilities().as_ref();
+    let set = |of: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        given
+            .and_then(|given| of(given).clone())
+            .unwrap_or_default()
+    };
+    let ambient = set(LinuxCapabilities::ambient);
+    let (effective, permitted) = if process.user().uid() == 0 {
+        (
+            set(LinuxCapabilities::effective),
+            set(LinuxCapabilities::permitted),
+        )
+    } else {
+        (ambient.clone(), ambient.clone())
+    };
+    let mut settled = LinuxCapabilities::default();
+    settled
+        .set_bounding(Some(set(LinuxCapabilities::bounding)))
+        .set_inheritable(Some(set(LinuxCapabilities::inheritable)))
+        .set_effective(Some(effective))
+        .set_permitted(Some(permitted))
+        .set_ambient(Some(ambient));
+    process.set_capabilities(Some(settled));
 }
 
 /// libcontainer takes any word on noNewPrivileges for a yes when it orders its steps.
@@ -234,14 +257,31 @@ mod tests {
     }
 
     #[test]
-    fn root_keeps_its_capabilities() {
+    fn root_keeps_its_capabilities_and_has_no_others() {
         let mut root = spec(|spec| {
             spec["process"]["user"]["uid"] = json!(0);
             spec["process"]["capabilities"] = json!({"effective": ["CAP_CHOWN"]});
         });
-        let before = root.clone();
         limit_capabilities(root.process_mut().as_mut().unwrap());
-        assert_eq!(root, before);
+        assert_eq!(
+            value(&root)["process"]["capabilities"],
+            json!({
+                "effective": ["CAP_CHOWN"],
+                "bounding": [], "permitted": [], "inheritable": [], "ambient": [],
+            })
+        );
+        for dropped in [json!(null), json!({})] {
+            let mut root = spec(|spec| {
+                spec["process"]["user"]["uid"] = json!(0);
+                spec["process"]["capabilities"] = dropped;
+            });
+            limit_capabilities(root.process_mut().as_mut().unwrap());
+            let left = value(&root)["process"]["capabilities"].clone();
+            assert_eq!(
+                (&left["effective"], &left["permitted"]),
+                (&json!([]), &json!([]))
+            );
+        }
     }
 
     #[test]

@@ -11,8 +11,11 @@ use nix::unistd::Pid;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
 
+use crate::cgroup::{self, Cgroup};
+use crate::checkpoint::Checkpoint;
 use crate::exec::Exec;
 use crate::message::{self, AsyncSocket};
+use crate::orphan::Orphan;
 use crate::program::{FromInit, ToInit};
 use crate::stdio::{Console, ProcessStdio};
 use crate::zygote::{Create, Reply, Request, Target, Zygote};
@@ -30,7 +33,11 @@ pub struct Process {
 }
 
 impl Process {
-    fn new(pid: i32) -> io::Result<Self> {
+    /// The child `pid`, which may have ended.
+    ///
+    /// # Errors
+    /// `ESRCH` when it has been reaped as well.
+    pub(crate) fn new(pid: i32) -> io::Result<Self> {
         // It may be a zombie by now, but if it has not been reaped its pid is not another's.
         let handle = rustix::process::Pid::from_raw(pid)
             .ok_or(Errno::SRCH)
@@ -56,6 +63,18 @@ pub struct Container {
     /// Its init process.
     pub init: Process,
     socket: AsyncSocket,
+    kind: Kind,
+}
+
+/// What the init of a container is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A program that the kernel executes.
+    Linux,
+    /// Wasm.
+    Guest,
+    /// A program that was restored from a checkpoint, and stands still.
+    Restored,
 }
 
 impl Container {
@@ -81,12 +100,29 @@ impl Container {
         let birthmark = birthmark::take(&create.bundle)
             .map_err(|error| format!("locking the bundle: {error}"))?;
         let target = create.target.clone();
+        let orphan = Orphan {
+            target: target.clone(),
+            bundle: create.bundle.clone(),
+            systemd_cgroup: create.systemd_cgroup,
+        };
+        let mut kind = match create.restore {
+            Some(_) => Kind::Restored,
+            None => Kind::Linux,
+        };
         let request = Request::Create(create);
-        let mut fds = vec![theirs.as_fd(), birthmark.as_fd()];
-        fds.extend(stdio.streams());
         let mut call = pin!(async {
+            let mut fds = vec![theirs.as_fd(), birthmark.as_fd()];
+            fds.extend(stdio.streams());
             let answer = zygote.call(&request, &fds).await;
-            answer.map_err(|error| error.to_string())
+            drop(birthmark);
+            match answer {
+                Ok(answer) => Ok(answer),
+                // Nobody is left who would clean up.
+                Err(error) => Err(match free(zygote, &Request::Clear(orphan)).await {
+                    Ok(()) => error.to_string(),
+                    Err(leftover) => format!("{error}; and {leftover}"),
+                }),
+            }
         });
         let mut told = None;
         loop {
@@ -94,12 +130,17 @@ impl Container {
                 biased;
                 said = init.receive() => match said {
                     Ok(Some((FromInit::Failed(reason), _))) => told = Some(reason),
-                    said => answer(&init, said, &artifact).await,
+                    said => {
+                        if let Ok(Some((FromInit::Wasm { .. }, _))) = &said {
+                            kind = Kind::Guest;
+                        }
+                        answer(&init, said, &artifact).await;
+                    }
                 },
                 reply = &mut call => return match reply? {
                     (Reply::Created(pid), fds) => {
                         let master = fds.into_iter().next();
-                        Self::created(zygote, target, pid, init, master).await
+                        Self::created(zygote, target, pid, init, master, kind).await
                     }
                     (Reply::Failed(reason), _) => Err(told.unwrap_or(reason)),
                     (Reply::Added(_) | Reply::Done, _) => {
@@ -116,6 +157,7 @@ impl Container {
         pid: i32,
         init: AsyncSocket,
         master: Option<OwnedFd>,
+        kind: Kind,
     ) -> Result<(Self, Option<Console>), String> {
         // Without a process it has ended, been reaped, and its pid perhaps given to another.
         let taken = Process::new(pid)
@@ -127,10 +169,11 @@ impl Container {
                     target,
                     init: process,
                     socket: init,
+                    kind,
                 };
                 Ok((container, console))
             }
-            Err(reason) => match ask(zygote, &Request::Delete(target)).await {
+            Err(reason) => match free(zygote, &Request::Delete(target)).await {
                 Ok(()) => Err(reason),
                 Err(leftover) => Err(format!("{reason}, and left something: {leftover}")),
             },
@@ -142,6 +185,9 @@ impl Container {
     /// # Errors
     /// The reason why it does not.
     pub async fn start(&self, zygote: &Zygote) -> Result<(), String> {
+        if self.kind == Kind::Restored {
+            return self.go_on();
+        }
         ask(zygote, &Request::Start(self.target.clone())).await?;
         match tokio::time::timeout(INSTANTIATION, self.socket.receive()).await {
             Ok(Ok(Some((FromInit::Failed(reason), _)))) => Err(reason),
@@ -149,6 +195,30 @@ impl Container {
             // Started; or the socket was closed by a successful execve(2); or still at it.
             Ok(Ok(_)) | Err(_) => Ok(()),
         }
+    }
+
+    /// Lets the processes of a restored container go on.
+    fn go_on(&self) -> Result<(), String> {
+        let go_on = || {
+            let cgroup = Cgroup::of(self.init.pid.as_raw() as u32)?;
+            cgroup.kill_all(Signal::SIGCONT)
+        };
+        go_on().map_err(|error: cgroup::Error| error.to_string())
+    }
+
+    /// Whether the container's own program is wasm.
+    pub fn is_guest(&self) -> bool {
+        self.kind == Kind::Guest
+    }
+
+    /// Makes a checkpoint of the container, which must run or be frozen, and be no guest's. Where that
+    /// fails it goes on as before.
+    ///
+    /// # Errors
+    /// The reason, which is criu's mostly.
+    pub async fn checkpoint(&self, zygote: &Zygote, checkpoint: Checkpoint) -> Result<(), String> {
+        let init = self.init.pid.as_raw();
+        ask(zygote, &Request::Checkpoint { checkpoint, init }).await
     }
 
     /// Adds a process to the container, which must not have ended, and lets it run. `artifact` is
@@ -172,7 +242,7 @@ impl Container {
         let (ours, theirs) = message::pair().map_err(socket)?;
         let ours = AsyncSocket::new(ours).map_err(socket)?;
         let request = Request::Exec {
-            exec,
+            exec: Box::new(exec),
             init: self.init.pid.as_raw(),
         };
         let mut fds = vec![theirs.as_fd(), self.init.handle.as_fd()];
@@ -223,7 +293,7 @@ impl Container {
     /// # Errors
     /// What could not be freed, and why.
     pub async fn delete(&self, zygote: &Zygote) -> Result<(), String> {
-        ask(zygote, &Request::Delete(self.target.clone())).await
+        free(zygote, &Request::Delete(self.target.clone())).await
     }
 }
 
@@ -233,6 +303,18 @@ fn console(master: Option<OwnedFd>) -> Result<Option<Console>, String> {
         .map(Console::new)
         .transpose()
         .map_err(|error| format!("serving the process's terminal: {error}"))
+}
+
+/// Has `request` free something. What one helper has not done before it was killed, the next does.
+async fn free(zygote: &Zygote, request: &Request) -> Result<(), String> {
+    match zygote.call(request, &[]).await {
+        Ok((Reply::Failed(reason), _)) => Err(reason),
+        Ok(_) => Ok(()),
+        Err(error) => {
+            log::warn!("{request:?} is tried again: {error}");
+            ask(zygote, request).await
+        }
+    }
 }
 
 async fn ask(zygote: &Zygote, request: &Request) -> Result<(), String> {

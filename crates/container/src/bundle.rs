@@ -147,6 +147,17 @@ impl Bundle {
         )
     }
 
+    /// The limit on the container's memory in bytes, if it has one.
+    pub fn memory_limit(&self) -> Option<i64> {
+        let linux = self.spec.linux().as_ref();
+        let resources = linux.and_then(|linux| linux.resources().as_ref());
+        let memory = resources.and_then(|resources| resources.memory().as_ref());
+        // -1 is none (OCI runtime spec, "Memory").
+        memory
+            .and_then(|memory| memory.limit())
+            .filter(|limit| *limit > 0)
+    }
+
     /// Makes sure that the root file system is a folder, now that it should be mounted.
     ///
     /// # Errors

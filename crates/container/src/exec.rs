@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::linux::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -66,7 +66,7 @@ const NAMESPACES: [CloneFlags; 7] = [
 ];
 
 /// Carries out `request` for the container whose init is `init`, a pid here, and `init_handle`.
-/// From its return on the new process itself tells the daemon of its fate.
+/// The answer will go to `reply_to`. From its return on the new process itself tells the daemon of its fate.
 ///
 /// # Errors
 /// Why there is no such process.
@@ -75,6 +75,7 @@ pub(crate) fn exec(
     init: i32,
     fds: Vec<OwnedFd>,
     guests: Rc<dyn Guests>,
+    reply_to: RawFd,
 ) -> Result<Added, String> {
     let mut fds = fds.into_iter();
     let (Some(daemon), Some(init_handle)) = (fds.next(), fds.next()) else {
@@ -116,7 +117,7 @@ pub(crate) fn exec(
             master: terminal.map(|terminal| terminal.master),
         });
     }
-    let launcher = Launcher::new(guests, daemon);
+    let launcher = Launcher::new(guests, daemon, reply_to);
     let run = || -> Result<std::convert::Infallible, String> {
         setsid().map_err(|error| format!("starting a session: {error}"))?;
         match terminal {

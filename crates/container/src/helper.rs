@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::rc::Rc;
 
@@ -16,39 +16,50 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pathrs::Root;
 
-use crate::adapt::adapt;
+use crate::adapt::{Apart, adapt};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
+use crate::checkpoint::Restore;
 use crate::guest::Guests;
 use crate::init::Init;
+use crate::orphan::delete_orphan;
 use crate::pod;
 use crate::program::Launcher;
 use crate::rootfs;
 use crate::stdio::{ConsoleSocket, Pty};
 use crate::zygote::{Create, Reply, Request, Target};
-use crate::{capture, exec};
+use crate::{capture, checkpoint, exec};
 
-/// Carries out `request`, whose descriptors are `fds`. Returns the answer with its descriptors.
+/// Carries out `request`, whose descriptors are `fds`. Returns the answer with its descriptors, for
+/// `reply_to`, which none of the processes that this one clones keeps open.
 pub(crate) fn run(
     request: Request,
     fds: Vec<OwnedFd>,
     guests: &Result<Rc<dyn Guests>, String>,
+    reply_to: RawFd,
 ) -> (Reply, Vec<OwnedFd>) {
     let done = match request {
-        Request::Create(request) => create(&request, fds, guests)
-            .map(|(pid, master)| (Reply::Created(pid), Vec::from_iter(master))),
+        Request::Create(request) => match &request.restore {
+            None => create(&request, fds, guests, reply_to),
+            Some(from) => restore(&request, from, &fds).map(|pid| (pid, None)),
+        }
+        .map(|(pid, master)| (Reply::Created(pid), Vec::from_iter(master))),
         Request::Exec {
             exec: request,
             init,
         } => guests
             .clone()
-            .and_then(|guests| exec::exec(request, init, fds, guests))
+            .and_then(|guests| exec::exec(*request, init, fds, guests, reply_to))
             .map(|added| {
                 let fds = [Some(added.handle), added.master];
                 (Reply::Added(added.pid), fds.into_iter().flatten().collect())
             }),
+        Request::Checkpoint { checkpoint, init } => {
+            checkpoint::dump(&checkpoint, init).map(|()| (Reply::Done, Vec::new()))
+        }
         Request::Start(target) => start(&target).map(|()| (Reply::Done, Vec::new())),
         Request::Delete(target) => delete(&target).map(|()| (Reply::Done, Vec::new())),
+        Request::Clear(orphan) => delete_orphan(&orphan).map(|()| (Reply::Done, Vec::new())),
         Request::Pod(pod) => pod::make(&pod).map(|()| (Reply::Done, Vec::new())),
         Request::PodInit(pod) => {
             pod::make_pid_namespace(&pod).map(|(pid, handle)| (Reply::Added(pid), vec![handle]))
@@ -62,6 +73,7 @@ fn create(
     request: &Create,
     fds: Vec<OwnedFd>,
     guests: &Result<Rc<dyn Guests>, String>,
+    reply_to: RawFd,
 ) -> Result<(i32, Option<OwnedFd>), String> {
     let guests = guests.clone()?;
     // The birthmark is open until this process ends, and in those that it clones until they run
@@ -80,7 +92,7 @@ fn create(
     let captured = capture::start().map_err(|error| error.to_string())?;
     let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
     rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
-    let launcher = Launcher::new(guests, daemon);
+    let launcher = Launcher::new(guests, daemon, reply_to);
     let build = |start_hooks| -> Result<Container, LibcontainerError> {
         fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
         let mut builder = ContainerBuilder::new(request.target.id.clone(), SyscallType::default())
@@ -105,16 +117,17 @@ fn create(
         .check_rootfs()
         .map_err(|error| error.to_string())
         .and_then(|()| adapt(&mut bundle, request))
-        .and_then(|start_hooks| {
+        .and_then(|Apart { start_hooks, users }| {
             make_working_directory(&bundle);
-            build(start_hooks).map_err(|error| explain(&error, captured.first()))
+            // The namespace has to be there until the container is.
+            let _users = users;
+            let container =
+                build(start_hooks).map_err(|error| explain(&error, captured.first()))?;
+            container
+                .pid()
+                .map(|pid| pid.as_raw())
+                .ok_or_else(|| "libcontainer created a container without an init".to_owned())
         });
-    let pid = built.and_then(|container| {
-        container
-            .pid()
-            .map(|pid| pid.as_raw())
-            .ok_or_else(|| "libcontainer created a container without an init".to_owned())
-    });
     let finish = |pid| {
         if request.systemd_cgroup {
             restrict_devices(pid, &bundle)?;
@@ -128,7 +141,7 @@ fn create(
         let terminal = socket.as_ref().map(terminal).transpose()?;
         Ok((pid, terminal.map(|terminal| terminal.master)))
     };
-    let finished = pid.and_then(|pid| {
+    let finished = built.and_then(|pid| {
         finish(pid).map_err(|reason: String| match delete(&request.target) {
             Ok(()) => reason,
             Err(leftover) => format!("{reason}; and {leftover}"),
@@ -140,6 +153,38 @@ fn create(
         log::warn!("{leftover}");
     }
     finished
+}
+
+/// Restores a container from a checkpoint; returns its init's pid.
+fn restore(request: &Create, from: &Restore, fds: &[OwnedFd]) -> Result<i32, String> {
+    // Nobody of it talks to the daemon. The birthmark is open until this process ends.
+    let [_daemon, _birthmark, streams @ ..] = fds else {
+        return Err("restore came without its descriptors".to_owned());
+    };
+    if request.terminal {
+        return Err("a container with a terminal cannot be restored by this shim".to_owned());
+    }
+    let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
+    rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
+    let restored = bundle
+        .check_rootfs()
+        .map_err(|error| error.to_string())
+        .and_then(|()| adapt(&mut bundle, request))
+        .and_then(|_| checkpoint::restore(request, from, &bundle, streams))
+        .and_then(|pid| match request.systemd_cgroup {
+            true => restrict_devices(pid, &bundle).map(|()| pid),
+            false => Ok(pid),
+        });
+    restored.map_err(|reason| {
+        let freed = delete(&request.target);
+        if let Err(leftover) = rootfs::unmount(&bundle.mount_point) {
+            log::warn!("{leftover}");
+        }
+        match freed {
+            Ok(()) => reason,
+            Err(leftover) => format!("{reason}; and {leftover}"),
+        }
+    })
 }
 
 /// Puts the device rules of `bundle` on the v2 cgroup of `pid`: libcgroups does so itself but for

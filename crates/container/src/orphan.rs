@@ -1,8 +1,10 @@
-//! Freeing what a container left whose daemon is gone.
+//! Freeing what a container left whose daemon is gone, or the helper that was building it.
 
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::bundle::{Bundle, mount_point};
 use crate::cgroup::Cgroup;
@@ -15,7 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait before looking again: they end by themselves when they notice.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A container without a daemon.
+/// A container without a daemon, or one whose birth was cut short.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Orphan {
     /// The container.
     pub target: Target,
@@ -26,8 +29,8 @@ pub struct Orphan {
 }
 
 /// Kills the orphan's processes, removes its cgroup and state, runs its poststop hooks, and takes
-/// down the mounts of its root file system, at whatever point its daemon died. For a process with
-/// one thread, such as the shim's `delete`.
+/// down the mounts of its root file system, at whatever point its daemon or helper died. For a
+/// process with one thread, such as the shim's `delete` or another helper.
 ///
 /// # Errors
 /// What could not be freed; the rest has been.

@@ -61,14 +61,17 @@ pub(crate) enum Program {
 pub(crate) struct Launcher {
     guests: Rc<dyn Guests>,
     daemon: Rc<OwnedFd>,
+    reply_to: RawFd,
 }
 
 impl Launcher {
-    /// One that runs wasm with `guests` and talks to the daemon over `daemon`.
-    pub(crate) fn new(guests: Rc<dyn Guests>, daemon: OwnedFd) -> Self {
+    /// One that runs wasm with `guests` and talks to the daemon over `daemon`. `reply_to` is where
+    /// the helper that it comes of is to answer.
+    pub(crate) fn new(guests: Rc<dyn Guests>, daemon: OwnedFd, reply_to: RawFd) -> Self {
         Self {
             guests,
             daemon: Rc::new(daemon),
+            reply_to,
         }
     }
 
@@ -77,6 +80,8 @@ impl Launcher {
     /// # Errors
     /// Why it cannot be run, in words for the caller of create or exec.
     pub(crate) fn resolve(&self, process: &Process) -> Result<Program, String> {
+        // The helper's alone: its end tells the daemon of the helper's.
+        sys::close_descriptors(&[self.reply_to], self.daemon.as_fd());
         let invocation = invocation(process)?;
         let path = variable(&invocation.env, "PATH").unwrap_or(DEFAULT_PATH);
         let found = entrypoint::find(&invocation.args[0], path, self.guests.recognizes())

@@ -61,6 +61,12 @@ impl Reaper {
         Ok(reaper)
     }
 
+    /// One that reaps nothing, beside others that wait for children of their own.
+    #[cfg(test)]
+    pub(crate) fn idle() -> Self {
+        Self(Arc::default())
+    }
+
     /// The exit of the child `pid`, which was not there before `since`; an older exit of a
     /// process that had the same pid is not taken for its.
     pub fn exit_of(&self, pid: Pid, since: Instant) -> oneshot::Receiver<Exit> {

@@ -52,6 +52,12 @@ pub fn mount(mounts: &[Mount], rootfs: &Path) -> Result<(), MountError> {
             target: target.display().to_string(),
             reason,
         };
+        // containerd's own words (its core/mount), which no mount(2) knows.
+        if entry.options.iter().any(|o| o.starts_with("uidmap=")) {
+            let reason = "it is to be id-mapped, for a pod with users of its own, and this runtime \
+                          has no such mounts: do without `hostUsers: false`";
+            return Err(error(reason.to_owned()));
+        }
         let mounted = std::fs::create_dir_all(&target)
             .map_err(|reason| error(reason.to_string()))
             .and_then(|()| {
@@ -101,6 +107,14 @@ pub fn unmount(rootfs: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_mapped_root_is_refused_in_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let mount = [bind(folder.path(), &["rbind", "uidmap=0:100000:65536"])];
+        let error = super::mount(&mount, &folder.path().join("rootfs")).unwrap_err();
+        assert!(error.to_string().contains("hostUsers"), "{error}");
+    }
 
     fn bind(source: &Path, options: &[&str]) -> Mount {
         Mount {

@@ -1,22 +1,29 @@
-//! The zygote: a process with one thread, cloned from the daemon before that has more.
+//! The zygote: a process with one thread, cloned from the daemon before that has more. One that dies
+//! is replaced by another run of the shim's program, as the daemon must not be cloned any more.
 //!
 //! It waits for requests and clones a helper for each, as the daemon's child, so that one that
 //! hangs in a hook or dies harms no other. The helper uses libcontainer, which clones the
 //! container's init, again as the daemon's child. See [`crate::helper`].
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::process::Command;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use rustix::net::sockopt::socket_peercred;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{Checkpoint, Restore};
 use crate::exec::Exec;
 use crate::guest::Guests;
 use crate::message::{self, AsyncSocket};
+use crate::orphan::Orphan;
 use crate::pod::Pod;
 use crate::rootfs::Mount;
 use crate::{helper, sys};
@@ -41,14 +48,23 @@ pub(crate) enum Request {
     /// the container's init, and, without a terminal, the process's stdin, stdout and stderr.
     Exec {
         /// The process.
-        exec: Exec,
+        exec: Box<Exec>,
         /// The pid of the container's init.
         init: i32,
     },
     /// Let a created container's init run its entrypoint.
     Start(Target),
+    /// Make a checkpoint of a container.
+    Checkpoint {
+        /// What is to be made.
+        checkpoint: Checkpoint,
+        /// The pid of the container's init.
+        init: i32,
+    },
     /// Free everything of a container whose init has ended.
     Delete(Target),
+    /// Free what there is of a container whose helper was killed while it built it.
+    Clear(Orphan),
     /// Make a pod's files and namespaces. Descriptor: the birthmark.
     Pod(Pod),
     /// Make a pod's pid namespace with its init. Descriptor: the birthmark.
@@ -73,6 +89,9 @@ pub struct Create {
     pub no_pivot_root: bool,
     /// The pod that it belongs to, if its sandbox has no container.
     pub pod: Option<Pod>,
+    /// The checkpoint that it is to be restored from, if it is. Then its processes stand still
+    /// once it is created.
+    pub restore: Option<Restore>,
 }
 
 /// What the zygote's helpers answer.
@@ -90,44 +109,126 @@ pub(crate) enum Reply {
     Failed(String),
 }
 
-/// The daemon's handle on the zygote, which ends when this is dropped.
+/// The action of the shim's program by which it becomes a zygote.
+pub const ZYGOTE_ACTION: &str = "zygote";
+
+/// How soon after a zygote's death its successor's is looked for, so that zygotes that cannot live
+/// do not keep the machine busy.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What the daemon says to whoever begins with a request.
+const BEGIN: () = ();
+
+/// How often a request is sent before it is given up, as all who were to do it are killed before
+/// they begin.
+const ATTEMPTS: usize = 5;
+
+/// Clones the first zygote; it makes its `guests` itself, and calls `orphaned` when the daemon has
+/// ended, however it did. To be called while the process has one thread and no descriptors open
+/// that a container must not inherit; its stdin and stdout are replaced by /dev/null. Returns the
+/// socket for [`Zygote::watch`].
+///
+/// # Errors
+/// When the process has more threads, or cannot be cloned.
+pub fn clone_zygote<G>(guests: G, orphaned: impl FnOnce()) -> io::Result<OwnedFd>
+where
+    G: FnOnce() -> Result<Rc<dyn Guests>, String>,
+{
+    let (ours, theirs) = message::pair()?;
+    match sys::fork_single_threaded()? {
+        Some(_) => Ok(ours),
+        None => {
+            drop(ours);
+            if let Err(error) = run_zygote(theirs, guests) {
+                log::error!("the zygote: {error}");
+            }
+            orphaned();
+            sys::exit_now(0)
+        }
+    }
+}
+
+/// Is the zygote of the daemon at the other end of `socket`, until that has ended. The process has
+/// one thread; its stdin and stdout are replaced by /dev/null.
+///
+/// # Errors
+/// When it cannot begin.
+pub fn run_zygote<G>(socket: OwnedFd, guests: G) -> io::Result<()>
+where
+    G: FnOnce() -> Result<Rc<dyn Guests>, String>,
+{
+    sys::stdio_from_null()?;
+    let _ = prctl::set_name(c"lighter-zygote");
+    // Who has made the pair of sockets.
+    let daemon = Pid::from_raw(socket_peercred(&socket)?.pid.as_raw_pid());
+    serve(socket, daemon, guests());
+    Ok(())
+}
+
+/// The daemon's handle on its zygote, and on those that follow one that died.
 pub struct Zygote {
-    socket: OwnedFd,
-    pid: Pid,
+    socket: Mutex<Arc<AsyncSocket>>,
+    successor: Box<dyn Fn() -> io::Result<Command> + Send + Sync>,
 }
 
 impl Zygote {
-    /// Clones the zygote; it makes its `guests` itself, and calls `orphaned` when the daemon has
-    /// ended, however it did. To be called while the process has one thread and no descriptors
-    /// open that a container must not inherit; its stdin and stdout are replaced by /dev/null.
+    /// Watches over the zygote at the other end of `first`, in the running tokio runtime, whose
+    /// tasks must all be on the thread that is the daemon's first: to the kernel what a zygote
+    /// clones are the children of the thread that started it, which are killed when that ends
+    /// (`PR_SET_PDEATHSIG`). `successor` is a command that becomes a zygote with
+    /// [`run_zygote`], whose socket is its stdin.
     ///
     /// # Errors
-    /// When the process has more threads, or cannot be cloned.
-    pub fn spawn<G>(guests: G, orphaned: impl FnOnce()) -> io::Result<Self>
+    /// When the socket cannot be watched.
+    pub fn watch<S>(first: OwnedFd, successor: S) -> io::Result<Arc<Self>>
     where
-        G: FnOnce() -> Result<Rc<dyn Guests>, String>,
+        S: Fn() -> io::Result<Command> + Send + Sync + 'static,
     {
-        let (ours, theirs) = message::pair()?;
-        let daemon = Pid::this();
-        match sys::fork_single_threaded()? {
-            Some(pid) => Ok(Self { socket: ours, pid }),
-            None => {
-                drop(ours);
-                if let Err(error) = sys::stdio_from_null() {
-                    log::error!("the zygote cannot give up its stdio: {error}");
-                    sys::exit_now(1);
-                }
-                let _ = prctl::set_name(c"lighter-zygote");
-                serve(&theirs, daemon, guests());
-                orphaned();
-                sys::exit_now(0)
+        let zygote = Arc::new(Self {
+            socket: Mutex::new(Arc::new(AsyncSocket::new(first)?)),
+            successor: Box::new(successor),
+        });
+        tokio::spawn(zygote.clone().keep());
+        Ok(zygote)
+    }
+
+    /// Replaces each zygote that dies.
+    async fn keep(self: Arc<Self>) {
+        loop {
+            let socket = self.socket().clone();
+            // It says nothing by itself: what comes is its end.
+            let _ = socket.receive::<()>().await;
+            if let Err(error) = self.replace(&socket) {
+                log::error!("{error}");
             }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// The zygote's pid.
-    pub fn pid(&self) -> Pid {
-        self.pid
+    /// The socket to a successor of the zygote that was at `dead`, which others may have started.
+    fn replace(&self, dead: &Arc<AsyncSocket>) -> io::Result<Arc<AsyncSocket>> {
+        let mut current = self.socket();
+        if Arc::ptr_eq(&current, dead) {
+            let start = || -> io::Result<AsyncSocket> {
+                let (ours, theirs) = message::pair()?;
+                // The reaper waits for it.
+                (self.successor)()?.stdin(theirs).spawn()?;
+                AsyncSocket::new(ours)
+            };
+            let started = start().map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("the zygote has died, and starting another failed: {error}"),
+                )
+            })?;
+            *current = Arc::new(started);
+            log::warn!("the zygote has died; another one has been started");
+        }
+        Ok(current.clone())
+    }
+
+    fn socket(&self) -> MutexGuard<'_, Arc<AsyncSocket>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) async fn call(
@@ -135,27 +236,58 @@ impl Zygote {
         request: &Request,
         fds: &[BorrowedFd<'_>],
     ) -> io::Result<(Reply, Vec<OwnedFd>)> {
-        let (ours, theirs) = message::pair()?;
-        let mut all = vec![theirs.as_fd()];
-        all.extend_from_slice(fds);
-        message::send(&self.socket, request, &all).map_err(|error| {
-            io::Error::new(error.kind(), format!("the zygote is gone: {error}"))
-        })?;
-        drop(theirs);
-        match AsyncSocket::new(ours)?.receive().await? {
-            Some(answer) => Ok(answer),
-            None => Err(io::Error::other(
-                "the process that was to do it died before it answered; the shim's log may say why",
-            )),
+        for _ in 0..ATTEMPTS {
+            let (ours, theirs) = message::pair()?;
+            // Who begins takes this; a socket that is closed with it unread resets the connection.
+            message::send(&ours, &BEGIN, &[])?;
+            let mut all = vec![theirs.as_fd()];
+            all.extend_from_slice(fds);
+            let socket = self.socket().clone();
+            match socket.send(request, &all).await {
+                Err(error) if is_gone(&error) => {
+                    self.replace(&socket)?.send(request, &all).await?;
+                }
+                sent => sent?,
+            }
+            drop(theirs);
+            match AsyncSocket::new(ours)?.receive().await {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => {
+                    return Err(io::Error::other(
+                        "the process that was to do it was killed before it answered; the shim's log may say more",
+                    ));
+                }
+                // Whoever had it was killed before it was begun.
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => return Err(error),
+            }
         }
+        Err(io::Error::other(
+            "whatever process was to do it was killed before it began; the shim's log may say more",
+        ))
     }
 }
 
+/// Takes the word of the daemon that a request may begin, which waits at `reply_to`.
+fn begin(reply_to: &OwnedFd) {
+    if let Err(error) = message::receive::<()>(reply_to) {
+        log::warn!("the daemon does not say that a request may begin: {error}");
+    }
+}
+
+/// Whether sending or receiving failed as there is nobody at the other end.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}
+
 /// Answers requests until the daemon has ended.
-fn serve(socket: &OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) {
+fn serve(socket: OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) {
     // What it asked for before it ended is not to be done: nobody waits for it any more.
     while Pid::parent() == daemon {
-        let (request, fds): (Request, _) = match message::receive(socket) {
+        let (request, fds): (Request, _) = match message::receive(&socket) {
             Ok(Some(received)) => received,
             Ok(None) => return,
             Err(error) => {
@@ -171,13 +303,17 @@ fn serve(socket: &OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) 
         match sys::clone_sibling() {
             Ok(Some(_)) => {}
             Ok(None) => {
+                // Its end tells the daemon of the zygote's.
+                drop(socket);
                 // The helper must not outlive the daemon, which is its parent.
                 let _ = prctl::set_pdeathsig(Signal::SIGKILL);
                 if Pid::parent() != daemon {
                     sys::exit_now(1);
                 }
                 let _ = prctl::set_name(c"lighter-helper");
-                let (reply, fds) = helper::run(request, fds.collect(), &guests);
+                begin(&reply_to);
+                let (reply, fds) =
+                    helper::run(request, fds.collect(), &guests, reply_to.as_raw_fd());
                 let fds: Vec<BorrowedFd> = fds.iter().map(OwnedFd::as_fd).collect();
                 if let Err(error) = message::send(&reply_to, &reply, &fds) {
                     log::error!("nobody takes the answer {reply:?}: {error}");
@@ -185,6 +321,7 @@ fn serve(socket: &OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) 
                 sys::exit_now(0);
             }
             Err(error) => {
+                begin(&reply_to);
                 let reply = Reply::Failed(format!("no process could be made: {error}"));
                 // The daemon sees the socket's end at worst.
                 let _ = message::send(&reply_to, &reply, &[]);

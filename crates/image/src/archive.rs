@@ -217,6 +217,9 @@ fn configuration(image: &Image, diff_ids: Vec<String>) -> Result<impl Serialize,
     if let Some(user) = &image.user {
         config = config.user(user.clone());
     }
+    if let Some(signal) = &image.stop_signal {
+        config = config.stop_signal(signal.clone());
+    }
     if !image.labels.is_empty() {
         config = config.labels(image.labels.clone().into_iter().collect::<HashMap<_, _>>());
     }

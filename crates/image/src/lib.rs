@@ -55,6 +55,8 @@ pub struct Image {
     pub working_dir: Option<String>,
     /// `user`, `uid`, `user:group` or `uid:gid`; root if `None`.
     pub user: Option<String>,
+    /// The signal that asks the program to end, as `SIGINT`; SIGTERM if `None`.
+    pub stop_signal: Option<String>,
     /// Labels, of any meaning.
     pub labels: BTreeMap<String, String>,
     /// The file system, lowest layer first.

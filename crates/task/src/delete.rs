@@ -12,7 +12,7 @@ use containerd_shim::protos::protobuf::{Message, MessageField};
 
 use crate::memo::Memo;
 use crate::socket::{self, socket_path};
-use crate::start::ADDRESS_FILE;
+use crate::start::{ADDRESS_FILE, group};
 use crate::task::timestamp;
 
 /// The exit status of a container whose end nobody saw: that of SIGKILL, as in the runc shim.
@@ -37,7 +37,11 @@ pub fn delete(flags: &Flags) -> io::Result<()> {
     if let Err(error) = container::delete_orphan(&orphan) {
         eprintln!("freeing container {}: {error}", flags.id);
     }
-    remove_dead_socket(&bundle);
+    for socket in sockets(flags, &bundle) {
+        if let Err(error) = socket::remove_dead(socket_path(&socket)) {
+            eprintln!("removing {socket}: {error}");
+        }
+    }
     let response = DeleteResponse {
         pid: memo.pid,
         exit_status: KILLED,
@@ -57,12 +61,12 @@ fn bundle_path(flags: &Flags) -> io::Result<PathBuf> {
     Ok(here.parent().unwrap_or(&here).join(&flags.id))
 }
 
-/// Removes the socket of the daemon that served `bundle`, if nobody listens on it any more.
-fn remove_dead_socket(bundle: &Path) {
-    let Ok(address) = fs::read_to_string(bundle.join(ADDRESS_FILE)) else {
-        return;
-    };
-    if let Err(error) = socket::remove_dead(socket_path(&address)) {
-        eprintln!("removing {address}: {error}");
-    }
+/// Where the daemon that served `bundle` may have left its socket: as noted there, and as containerd
+/// names it (`SocketAddress` in its pkg/shim), since a daemon may be killed before anything is
+/// noted, and containerd may remove a bundle before it asks for this.
+fn sockets(flags: &Flags, bundle: &Path) -> Vec<String> {
+    let named = group(&flags.id, bundle)
+        .map(|group| containerd_shim::socket_address(&flags.address, &flags.namespace, &group));
+    let noted = fs::read_to_string(bundle.join(ADDRESS_FILE));
+    [named, noted].into_iter().flatten().collect()
 }

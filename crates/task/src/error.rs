@@ -1,4 +1,5 @@
-//! Errors as containerd's clients get them: a gRPC status with the codes that the runc shim uses.
+//! Errors as containerd's clients get them: a gRPC status with the codes and words that the runc shim
+//! uses.
 
 use containerd_shim::protos::ttrpc::{self, Code, get_status};
 
@@ -6,13 +7,13 @@ use containerd_shim::protos::ttrpc::{self, Code, get_status};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such container, process or cgroup.
-    #[error("{0}")]
+    #[error("{0}: not found")]
     NotFound(String),
-    /// The container is there already.
-    #[error("{0}")]
+    /// The container or process is there already.
+    #[error("{0}: already exists")]
     AlreadyExists(String),
     /// The call needs another state than the process or container is in.
-    #[error("{0}")]
+    #[error("{0}: failed precondition")]
     FailedPrecondition(String),
     /// The request asks for something that does not make sense.
     #[error("{0}")]

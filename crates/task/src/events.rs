@@ -8,7 +8,7 @@ use containerd_shim::protos::protobuf::MessageDyn;
 use containerd_shim::protos::shim::event::Envelope;
 use containerd_shim::protos::shim::events::ForwardRequest;
 use containerd_shim::protos::shim_async::{Client, EventsClient};
-use containerd_shim::protos::ttrpc::context;
+use containerd_shim::protos::ttrpc::{self, Code, context};
 use containerd_shim::util::{convert_to_any, timestamp};
 use tokio::sync::{mpsc, oneshot};
 
@@ -20,8 +20,9 @@ pub use messages::task::{
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
-/// The pauses between attempts to reach a containerd that does not answer, as while it restarts.
-/// After the last one the event is dropped, with a line in the log.
+/// The pauses between attempts to hand an event over. After the last one an event that containerd
+/// refuses is dropped, with a line in the log; a containerd that is not there, as while it is
+/// restarted or upgraded, is tried again after the last pause, over and over.
 const PAUSES: [Duration; 6] = [
     Duration::from_millis(100),
     Duration::from_millis(400),
@@ -94,23 +95,38 @@ async fn send_all(address: String, mut items: mpsc::UnboundedReceiver<Item>) {
         let mut request = ForwardRequest::new();
         request.set_envelope(event);
         let mut pauses = PAUSES.iter();
-        while let Err(reason) = send(&address, &mut client, &request).await {
+        while let Err(failure) = send(&address, &mut client, &request).await {
             client = None;
-            let Some(pause) = pauses.next() else {
-                log::error!("containerd at {address} does not take the event {topic}: {reason}");
-                break;
+            let pause = match (pauses.next(), &failure) {
+                (Some(pause), _) => pause,
+                (None, Failure::Away(_)) => &PAUSES[PAUSES.len() - 1],
+                (None, Failure::Refused(reason)) => {
+                    log::error!("containerd at {address} refuses the event {topic}: {reason}");
+                    break;
+                }
             };
-            log::warn!("publishing {topic} failed, trying again in {pause:?}: {reason}");
+            log::warn!("publishing {topic} failed, trying again in {pause:?}: {failure}");
             tokio::time::sleep(*pause).await;
         }
     }
+}
+
+/// Why an event was not handed over.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// containerd was not there, or did not answer.
+    #[error("{0}")]
+    Away(String),
+    /// It answered with an error.
+    #[error("{0}")]
+    Refused(String),
 }
 
 async fn send(
     address: &str,
     client: &mut Option<EventsClient>,
     request: &ForwardRequest,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
     let connected = match client {
         Some(connected) => connected,
         None => {
@@ -121,14 +137,17 @@ async fn send(
             };
             let connection = Client::connect(&address)
                 .await
-                .map_err(|error| error.to_string())?;
+                .map_err(|error| Failure::Away(error.to_string()))?;
             client.insert(EventsClient::new(connection))
         }
     };
     let attempt = connected.forward(context::with_duration(ATTEMPT), request);
     match tokio::time::timeout(ATTEMPT, attempt).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer in {ATTEMPT:?}")),
+        Ok(Err(ttrpc::Error::RpcStatus(status))) if status.code() != Code::DEADLINE_EXCEEDED => {
+            Err(Failure::Refused(status.message().to_owned()))
+        }
+        Ok(Err(error)) => Err(Failure::Away(error.to_string())),
+        Err(_) => Err(Failure::Away(format!("no answer in {ATTEMPT:?}"))),
     }
 }

@@ -108,7 +108,7 @@ impl ExecProcess {
                 Ok(self.pid())
             }
             Err(error) => {
-                self.streams().take();
+                self.close_streams().await;
                 self.exit.send_replace(Some(Ended::NotStarted));
                 Err(error)
             }
@@ -119,7 +119,8 @@ impl ExecProcess {
         let bundle = Bundle::load(self.task.bundle().as_ref())
             .map_err(|error| Error::Unknown(error.to_string()))?;
         let owner = stream_owner(self.task.options(), bundle.owner_of(&self.spec));
-        let (stdio, theirs) = Stdio::connect(&self.paths, owner)
+        let (stdio, theirs) = Stdio::connect(&self.paths, owner, daemon.logging(&self.id))
+            .await
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
         let stdio = Arc::new(stdio);
         *self.streams() = Some(stdio.clone());
@@ -199,7 +200,7 @@ impl ExecProcess {
             }
             Phase::Created | Phase::Stopped => *phase = Phase::Deleted,
         }
-        self.streams().take();
+        self.close_streams().await;
         Ok(self.exited())
     }
 
@@ -257,6 +258,13 @@ impl ExecProcess {
         match &*self.streams() {
             Some(stdio) => resize(stdio, rows, columns),
             None => Ok(()),
+        }
+    }
+
+    async fn close_streams(&self) {
+        let stdio = self.streams().take();
+        if let Some(stdio) = stdio {
+            stdio.close().await;
         }
     }
 

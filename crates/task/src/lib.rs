@@ -27,7 +27,7 @@ mod task;
 
 pub use delete::delete;
 pub use info::{print_info, print_version};
-pub use serve::serve;
+pub use serve::{serve, zygote};
 pub use start::start;
 
 /// The runtime's name, as containerd's users write it.

@@ -36,6 +36,10 @@ pub struct Options {
     /// The folder for the state of containers; empty for the bundle.
     #[serde(alias = "Root")]
     pub root: String,
+    /// The folder for criu's log and other things that a restore needs for the time; empty for one
+    /// in the bundle.
+    #[serde(alias = "CriuWorkPath")]
+    pub criu_work_path: String,
     // Accepted because containerd's own tools send them; they have no meaning here.
     /// An OCI runtime's program; there is none here.
     #[serde(alias = "BinaryName")]
@@ -43,12 +47,9 @@ pub struct Options {
     /// Whether to keep the session keyring, which is always kept.
     #[serde(alias = "NoNewKeyring")]
     pub no_new_keyring: bool,
-    /// Where checkpoints go; there are none.
+    /// A checkpoint to restore from, which containerd hands over in another place.
     #[serde(alias = "CriuImagePath")]
     pub criu_image_path: String,
-    /// Where checkpoints are worked on; there are none.
-    #[serde(alias = "CriuWorkPath")]
-    pub criu_work_path: String,
 }
 
 /// Why options were refused.
@@ -153,8 +154,6 @@ impl Options {
         let set = [
             ("BinaryName", !self.binary_name.is_empty()),
             ("NoNewKeyring", self.no_new_keyring),
-            ("CriuImagePath", !self.criu_image_path.is_empty()),
-            ("CriuWorkPath", !self.criu_work_path.is_empty()),
         ];
         set.into_iter()
             .filter_map(|(name, set)| set.then_some(name))

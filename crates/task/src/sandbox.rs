@@ -107,9 +107,7 @@ impl Slot {
             let mut slot = self.lock();
             match &*slot {
                 Some(there) if there.id == id => {
-                    return Err(Error::AlreadyExists(format!(
-                        "the sandbox {id} exists already"
-                    )));
+                    return Err(Error::AlreadyExists(format!("sandbox {id}")));
                 }
                 Some(there) => {
                     return Err(Error::FailedPrecondition(format!(

@@ -1,14 +1,18 @@
 //! The daemon: serves the tasks of one group until containerd shuts it down.
 
 use std::env;
-use std::fs::OpenOptions;
-use std::io;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use container::{Capturing, Reaper, Zygote};
+use container::{Capturing, Reaper, ZYGOTE_ACTION, Zygote};
 use containerd_shim::Flags;
 use containerd_shim::logger::FifoLogger;
 use containerd_shim::protos::sandbox_async::create_sandbox;
@@ -26,8 +30,8 @@ use crate::guests::{Caches, guests};
 use crate::sandbox::Slot;
 use crate::sandbox_service::SandboxService;
 use crate::service::Service;
-use crate::socket::SocketFile;
-use crate::start::{TASK_V2, TASK_V3, WANTED};
+use crate::socket::{self, SocketFile};
+use crate::start::{PLACED, TASK_V2, TASK_V3, WANTED};
 use crate::task::Daemon;
 
 /// Where containerd listens for events: set by it for every shim.
@@ -44,11 +48,13 @@ const FAREWELL: Duration = Duration::from_secs(10);
 /// What keeps the daemon from serving.
 pub fn serve(flags: &Flags) -> io::Result<()> {
     container::close_inherited();
-    init_log(flags);
+    let log = OpenOptions::new().write(true).open("log").ok();
+    log_to(log.as_ref(), flags)?;
     let file = SocketFile::of(&listener()?)?;
+    wait_until_placed().inspect_err(|_| file.remove())?;
     let left = file.clone();
     // The one moment at which there is one thread and nothing open but stdio and the log.
-    let zygote = Zygote::spawn(guests, move || left.remove())?;
+    let zygote = container::clone_zygote(guests, move || left.remove())?;
     let listener = listener()?;
     let is_wanted = io::stdout().as_fd().try_clone_to_owned()?;
     container::stdio_from_null()?;
@@ -57,9 +63,68 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
         .enable_all()
         .thread_keep_alive(Duration::from_secs(1))
         .build()?
-        .block_on(run(flags, zygote, listener, is_wanted))?;
+        .block_on(run(
+            flags,
+            zygote,
+            successor(&file, log)?,
+            listener,
+            is_wanted,
+        ))?;
     file.remove();
     Ok(())
+}
+
+/// Makes commands that start a zygote in the place of one that died, with the daemon's arguments,
+/// its socket, and its log as stdout. See [`zygote`].
+fn successor(
+    socket: &SocketFile,
+    log: Option<File>,
+) -> io::Result<impl Fn() -> io::Result<Command> + Send + Sync + 'static> {
+    let args: Vec<OsString> = env::args_os().collect();
+    let (name, args) = args
+        .split_first()
+        .ok_or_else(|| io::Error::other("the shim was started without a name"))?;
+    let (name, args) = (name.clone(), args.to_vec());
+    let socket = socket.path().to_owned();
+    Ok(move || {
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0(&name)
+            .args(&args)
+            .arg("-socket")
+            .arg(&socket)
+            .arg(ZYGOTE_ACTION)
+            .stderr(Stdio::null());
+        match &log {
+            Some(log) => command.stdout(log.try_clone()?),
+            None => command.stdout(Stdio::null()),
+        };
+        Ok(command)
+    })
+}
+
+/// The action of a zygote that the daemon starts in the place of one that died: stdin is the
+/// socket to the daemon, stdout the log.
+///
+/// # Errors
+/// When it cannot begin.
+pub fn zygote(flags: &Flags) -> io::Result<()> {
+    container::close_inherited();
+    let log = io::stdout().as_fd().try_clone_to_owned()?;
+    log_to(Some(&log.into()), flags)?;
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    container::run_zygote(socket, guests)?;
+    // The daemon has gone, and another may be there already.
+    socket::remove_dead(Path::new(&flags.socket))
+}
+
+/// Waits for [`PLACED`].
+fn wait_until_placed() -> io::Result<()> {
+    let start = io::stdout().as_fd().try_clone_to_owned()?;
+    let mut said = [0; PLACED.len()];
+    File::from(start)
+        .read_exact(&mut said)
+        .map_err(|error| io::Error::other(format!("the `start` of this shim has died: {error}")))
 }
 
 /// The listening socket, while it is stdin.
@@ -69,7 +134,8 @@ fn listener() -> io::Result<UnixListener> {
 
 async fn run(
     flags: &Flags,
-    zygote: Zygote,
+    zygote: OwnedFd,
+    successor: impl Fn() -> io::Result<Command> + Send + Sync + 'static,
     listener: UnixListener,
     is_wanted: OwnedFd,
 ) -> io::Result<()> {
@@ -79,7 +145,7 @@ async fn run(
     let publisher = Publisher::start(address, flags.namespace.clone());
     let daemon = Arc::new(Daemon {
         caches: Caches::new(reaper.clone()),
-        zygote,
+        zygote: Zygote::watch(zygote, successor)?,
         reaper,
         publisher: publisher.clone(),
         namespace: flags.namespace.clone(),
@@ -144,13 +210,13 @@ fn outlive_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Logs to the FIFO that containerd has put into the bundle. Without one, as when the daemon is
-/// started by hand, there is no log.
-fn init_log(flags: &Flags) {
-    let Ok(fifo) = OpenOptions::new().write(true).open("log") else {
-        return;
+/// Logs to `log`: the FIFO that containerd has put into the bundle. Without one, as when the daemon
+/// is started by hand, there is no log.
+fn log_to(log: Option<&File>, flags: &Flags) -> io::Result<()> {
+    let Some(log) = log else {
+        return Ok(());
     };
-    let logger = Capturing(FifoLogger::with_file(fifo));
+    let logger = Capturing(FifoLogger::with_file(log.try_clone()?));
     if log::set_boxed_logger(Box::new(logger)).is_ok() {
         log::set_max_level(if flags.debug {
             LevelFilter::Debug
@@ -158,4 +224,5 @@ fn init_log(flags: &Flags) {
             LevelFilter::Info
         });
     }
+    Ok(())
 }

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use container::Exit;
+use container::{Exit, cgroup};
 use containerd_shim::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
     CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
     PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest,
-    StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse,
+    StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, Status,
     UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim::protos::protobuf::MessageField;
@@ -117,9 +117,7 @@ impl Service {
         }
         match task.exec(exec_id) {
             Some(exec) => Ok(Process::Exec(task, exec)),
-            None => Err(Error::NotFound(format!(
-                "process does not exist {exec_id}: not found"
-            ))),
+            None => Err(Error::NotFound(format!("process does not exist {exec_id}"))),
         }
     }
 }
@@ -145,10 +143,6 @@ fn exited_at(exit: Option<Exit>) -> MessageField<Timestamp> {
         .map_or_else(MessageField::none, MessageField::some)
 }
 
-fn unimplemented(call: &str) -> containerd_shim::protos::ttrpc::Error {
-    Error::Unimplemented(format!("{call} is not implemented by this shim")).into()
-}
-
 #[async_trait]
 impl containerd_shim::Task for Service {
     async fn create(
@@ -158,11 +152,7 @@ impl containerd_shim::Task for Service {
     ) -> TtrpcResult<CreateTaskResponse> {
         match self.tasks().entry(request.id.clone()) {
             Entry::Occupied(_) => {
-                return Err(Error::AlreadyExists(format!(
-                    "a container with the id {} exists already",
-                    request.id
-                ))
-                .into());
+                return Err(Error::AlreadyExists(format!("container {}", request.id)).into());
             }
             Entry::Vacant(slot) => slot.insert(Slot::Creating),
         };
@@ -284,12 +274,20 @@ impl containerd_shim::Task for Service {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> TtrpcResult<PidsResponse> {
         let task = self.task(&request.id)?;
-        let pids = match task.cgroup() {
-            Some(cgroup) => cgroup
-                .processes()
-                .map_err(|error| Error::Unknown(error.to_string()))?,
+        let mut pids = match task.cgroup() {
+            Some(cgroup) => cgroup.processes(),
             None => return Err(Error::NotFound("cgroup does not exist".into()).into()),
         };
+        if task.status().await.0 == Status::STOPPED {
+            // systemd has removed the cgroup by now.
+            pids = pids.or_else(|_| Ok(Vec::new()));
+        }
+        let mut pids = pids.map_err(|error: cgroup::Error| Error::Unknown(error.to_string()))?;
+        if pids.is_empty() {
+            // A containerd that starts (1.7 and later) takes a shim without processes for one that
+            // was left over when it died, and ends it. How this one ended is still to be asked.
+            pids.push(task.pid());
+        }
         let execs = task.execs();
         let processes = pids.into_iter().map(|pid| {
             let exec = execs.iter().find(|exec| exec.pid() == pid);
@@ -370,8 +368,16 @@ impl containerd_shim::Task for Service {
         Ok(Empty::default())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> TtrpcResult<Empty> {
-        Err(unimplemented("Checkpoint"))
+    async fn checkpoint(
+        &self,
+        _: &TtrpcContext,
+        request: CheckpointTaskRequest,
+    ) -> TtrpcResult<Empty> {
+        let task = self.task(&request.id)?;
+        task.checkpoint(&self.daemon, &request)
+            .await
+            .inspect_err(|error| log::error!("checkpoint of {}: {error}", request.id))?;
+        Ok(Empty::default())
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> TtrpcResult<Empty> {

@@ -70,6 +70,11 @@ impl SocketFile {
         })
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Removes the file, unless it is gone or another's.
     pub(crate) fn remove(&self) {
         if identity(&self.path).ok() == Some(self.identity)

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use containerd_shim::bootstrap::BootstrapParams;
@@ -37,9 +37,13 @@ const MAX_INPUT: u64 = 10 << 20;
 /// The file in the bundle where containerd 1.6 looks for the daemon's address.
 pub(crate) const ADDRESS_FILE: &str = "address";
 
-/// What `start` says to the daemon that it has spawned once containerd knows of it. One to which
-/// it is never said, as `start` was killed, would be left alone for ever.
-pub(crate) const WANTED: [u8; 1] = [1];
+/// What `start` says to the daemon that it has spawned: first, that it is in its cgroup, so that
+/// what it clones from then on is too.
+pub(crate) const PLACED: [u8; 1] = [1];
+
+/// Then, that containerd knows of it. One to which this is never said, as `start` was killed, would
+/// be left alone for ever.
+pub(crate) const WANTED: [u8; 1] = [2];
 
 /// What of config.json matters here.
 #[derive(Deserialize)]
@@ -55,7 +59,7 @@ struct Annotated {
 /// What keeps a daemon from being there.
 pub fn start(flags: &Flags) -> io::Result<()> {
     let (options, socket_options) = read_input(flags)?;
-    let group = group(&flags.id)?;
+    let group = group(&flags.id, Path::new(""))?;
     let address = socket_options.socket_address(&group);
     let wanted = match listen(socket_path(&address))? {
         Some(listener) => Some(spawn(flags, listener, &options).inspect_err(|_| {
@@ -93,13 +97,17 @@ fn read_input(flags: &Flags) -> io::Result<(Options, StartOpts)> {
     Ok((options, start))
 }
 
-/// The group of the container: the value of its group annotation, or its id. A sandbox without a
-/// container has no config.json; its id is what its containers' annotations say.
-fn group(id: &str) -> io::Result<String> {
+/// The group of the container with this `id` and `bundle`: the value of its group annotation, or its
+/// id. A sandbox without a container has no config.json; its id is what its containers'
+/// annotations say.
+///
+/// # Errors
+/// When config.json cannot be used.
+pub(crate) fn group(id: &str, bundle: &Path) -> io::Result<String> {
     let error = |reason: String| {
         io::Error::other(format!("the bundle's config.json cannot be used: {reason}"))
     };
-    let config = match fs::read("config.json") {
+    let config = match fs::read(bundle.join("config.json")) {
         Ok(config) => config,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(id.to_owned()),
         Err(reason) => return Err(error(reason.to_string())),
@@ -114,10 +122,10 @@ fn group(id: &str) -> io::Result<String> {
 
 /// Spawns the daemon with `listener` as its stdin. It answers as soon as it is up; until then
 /// containerd's connection waits in the socket. Returns where to say [`WANTED`], which the daemon
-/// reads on its stdout's descriptor.
+/// reads on its stdout's descriptor, after [`PLACED`].
 fn spawn(flags: &Flags, listener: UnixListener, options: &Options) -> io::Result<io::PipeWriter> {
     let program: PathBuf = env::current_exe()?;
-    let (is_wanted, wanted) = io::pipe()?;
+    let (is_wanted, mut wanted) = io::pipe()?;
     let mut command = Command::new(program);
     command
         .args(["-namespace", &flags.namespace])
@@ -132,11 +140,18 @@ fn spawn(flags: &Flags, listener: UnixListener, options: &Options) -> io::Result
         command.arg("-debug");
     }
     let mut child = command.spawn()?;
-    let placed = set_cgroup_and_oom_score(child.id(), &options.shim_cgroup).map_err(|error| {
-        // Without the cgroup it was to have, it is not to be.
-        let _ = child.kill();
-        let _ = child.wait();
-        io::Error::other(format!("placing the shim's daemon: {error}"))
-    });
-    placed.map(|()| wanted)
+    let placed = set_cgroup_and_oom_score(child.id(), &options.shim_cgroup)
+        .map_err(io::Error::other)
+        .and_then(|()| wanted.write_all(&PLACED));
+    match placed {
+        Ok(()) => Ok(wanted),
+        Err(error) => {
+            // Without the cgroup it was to have, it is not to be.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(io::Error::other(format!(
+                "placing the shim's daemon: {error}"
+            )))
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! A task is created, started, stopped and deleted, in this order; `lifecycle` is held by
 //! whatever moves it on, so that an exit in the middle of a start is told after the start.
 
+mod checkpoint;
 mod pause;
 mod update;
 
@@ -16,7 +17,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use container::cgroup::{Cgroup, OomWatch};
 use container::rootfs::{self, Mount};
 use container::{
-    Bundle, Container, Create, Exit, Process, Reaper, Stdio, StdioPaths, Target, Zygote,
+    Bundle, Container, Create, Exit, Logging, OomKills, Process, Reaper, Restore, Stdio,
+    StdioPaths, Target, Zygote,
 };
 use containerd_shim::api::{CreateTaskRequest, ExecProcessRequest, Status};
 use containerd_shim::protos::protobuf::MessageField;
@@ -37,7 +39,7 @@ use crate::sandbox::Slot;
 /// What all tasks of a daemon share.
 pub struct Daemon {
     /// Who clones containers.
-    pub zygote: Zygote,
+    pub zygote: Arc<Zygote>,
     /// Who waits for their ends.
     pub reaper: Reaper,
     /// Who tells containerd.
@@ -48,6 +50,17 @@ pub struct Daemon {
     pub namespace: String,
     /// The pod without a container of its own that the tasks belong to, if they do.
     pub sandbox: Slot,
+}
+
+impl Daemon {
+    /// What a logger of the process `id` is to know.
+    pub fn logging<'a>(&'a self, id: &'a str) -> Logging<'a> {
+        Logging {
+            id,
+            namespace: &self.namespace,
+            reaper: &self.reaper,
+        }
+    }
 }
 
 /// A container that has been created and not been deleted.
@@ -88,11 +101,6 @@ impl Task {
         daemon: &Arc<Daemon>,
         request: &CreateTaskRequest,
     ) -> Result<Arc<Self>, Error> {
-        if !request.checkpoint.is_empty() {
-            return Err(Error::Unimplemented(
-                "restoring from a checkpoint is not implemented by this shim".into(),
-            ));
-        }
         let options = Options::from_any(request.options.as_ref())
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
         for name in options.ignored() {
@@ -116,7 +124,9 @@ impl Task {
             stderr: request.stderr.clone(),
             terminal: request.terminal,
         };
-        let (stdio, theirs) = Stdio::connect(&paths, stream_owner(&options, bundle.owner()))
+        let owner = stream_owner(&options, bundle.owner());
+        let (stdio, theirs) = Stdio::connect(&paths, owner, daemon.logging(&request.id))
+            .await
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
 
         create.pod = daemon.sandbox.join(daemon, &bundle).await?;
@@ -124,19 +134,26 @@ impl Task {
         memo.write(&bundle.path)
             .map_err(|error| Error::Unknown(format!("noting the container's state: {error}")))?;
         let since = Instant::now();
+        let kills = OomKills::now();
         let artifact = |module: File, path: String| {
             let (caches, folder) = (daemon.caches.clone(), options.cache_dir.clone());
             async move { caches.artifact(folder.as_deref(), module, path).await }
         };
-        let (container, console) = Container::create(&daemon.zygote, create, theirs, artifact)
-            .await
-            .map_err(|reason| {
+        let created = Container::create(&daemon.zygote, create, theirs, artifact).await;
+        let (container, console) = match created {
+            Ok(created) => created,
+            Err(reason) => {
                 // The zygote's helper has done so, unless it died on the way.
                 if let Err(error) = rootfs::unmount(&bundle.mount_point) {
                     log::warn!("{}: {error}", request.id);
                 }
-                Error::Unknown(format!("OCI runtime create failed: {reason}"))
-            })?;
+                stdio.close().await;
+                let reason = kills.explain(&reason, &bundle);
+                return Err(Error::Unknown(format!(
+                    "OCI runtime create failed: {reason}"
+                )));
+            }
+        };
         if let Some(console) = console {
             stdio.attach(console);
         }
@@ -322,6 +339,7 @@ impl Task {
         }
         let exit = self.wait().await;
         let deleted = self.container.delete(&daemon.zygote).await;
+        self.stdio.close().await;
         let mount_point = self.mount_point.clone();
         let unmounted = tokio::task::spawn_blocking(move || rootfs::unmount(&mount_point)).await;
         deleted.map_err(|reason| Error::Unknown(format!("failed to delete task: {reason}")))?;
@@ -606,5 +624,10 @@ fn create_request(
         systemd_cgroup: options.systemd_cgroup,
         no_pivot_root: options.no_pivot_root,
         pod: None,
+        restore: (!request.checkpoint.is_empty()).then(|| Restore {
+            images: PathBuf::from(&request.checkpoint),
+            work: (!options.criu_work_path.is_empty())
+                .then(|| PathBuf::from(&options.criu_work_path)),
+        }),
     }
 }

@@ -24,6 +24,9 @@ pub fn settings(version: Version, mut settings: Settings) -> Result<Settings> {
     let deployed = repository().join("deploy/containerd");
     settings.cri = true;
     settings.network = true;
+    if settings.whole_config.is_some() {
+        return Ok(settings);
+    }
     settings.config += &if version < Version::V2_1 {
         let file = deployed.join("1.x.toml");
         let handlers = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
@@ -34,6 +37,7 @@ pub fn settings(version: Version, mut settings: Settings) -> Result<Settings> {
              netns_mounts_under_state_dir = true\n\
              stream_server_address = '127.0.0.1'\n\
              stream_server_port = '0'\n\
+             stats_collect_period = 1\n\
              [plugins.'io.containerd.grpc.v1.cri'.cni]\n\
              bin_dir = '{plugins}'\n\
              conf_dir = '@FOLDER@/cni'\n\
@@ -42,7 +46,9 @@ pub fn settings(version: Version, mut settings: Settings) -> Result<Settings> {
     } else {
         settings.imports.push(deployed.join("2.x.toml"));
         format!(
-            "[plugins.'io.containerd.cri.v1.images'.pinned_images]\n\
+            "[plugins.'io.containerd.cri.v1.images']\n\
+             stats_collect_period = 1\n\
+             [plugins.'io.containerd.cri.v1.images'.pinned_images]\n\
              sandbox = '{IMAGE}'\n\
              [plugins.'io.containerd.cri.v1.runtime']\n\
              restrict_oom_score_adj = true\n\

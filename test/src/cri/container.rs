@@ -1,11 +1,14 @@
 //! Containers of pods.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::v1;
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Cri, IMAGE, Pod};
+use super::{Cri, IMAGE, Pod, stream::Streams};
 use crate::{eventually, runtime::call};
 
 /// A container to be: what [`Pod::container`] gives.
@@ -264,6 +267,100 @@ impl Container<'_> {
             .into_inner()
             .stats
             .context("an answer without figures")
+    }
+
+    /// Runs a process in it to its end, as a probe does. `timeout` is in seconds; 0 is
+    /// none.
+    ///
+    /// # Errors
+    /// What CRI says: `DeadlineExceeded` when the time was not enough, for one.
+    pub fn exec_sync<S: Into<String>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        timeout: i64,
+    ) -> std::result::Result<Ended, tonic::Status> {
+        let request = v1::ExecSyncRequest {
+            container_id: self.id.clone(),
+            cmd: args.into_iter().map(Into::into).collect(),
+            timeout,
+        };
+        let answer = call(self.cri.runtime().exec_sync(request))?.into_inner();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(Ended {
+            code: answer.exit_code,
+            reason: String::new(),
+            output: text(&answer.stdout),
+            errors: text(&answer.stderr),
+        })
+    }
+
+    /// Runs a process in it with streams to the caller.
+    ///
+    /// # Errors
+    /// What CRI or the streaming server says.
+    pub fn exec<S: Into<String>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        stdin: bool,
+        tty: bool,
+    ) -> Result<Streams> {
+        let request = v1::ExecRequest {
+            container_id: self.id.clone(),
+            cmd: args.into_iter().map(Into::into).collect(),
+            stdin,
+            tty,
+            stdout: true,
+            stderr: !tty,
+        };
+        let answer = call(self.cri.runtime().exec(request)).context("exec")?;
+        Streams::open(self.cri, &answer.into_inner().url)
+    }
+
+    /// Connects to the streams of its first process.
+    ///
+    /// # Errors
+    /// What CRI or the streaming server says.
+    pub fn attach(&self, stdin: bool, tty: bool) -> Result<Streams> {
+        let request = v1::AttachRequest {
+            container_id: self.id.clone(),
+            stdin,
+            tty,
+            stdout: true,
+            stderr: !tty,
+        };
+        let answer = call(self.cri.runtime().attach(request)).context("attach")?;
+        Streams::open(self.cri, &answer.into_inner().url)
+    }
+
+    /// Changes its limits.
+    ///
+    /// # Errors
+    /// What CRI says.
+    pub fn update(&self, limits: v1::LinuxContainerResources) -> Result<()> {
+        let request = v1::UpdateContainerResourcesRequest {
+            container_id: self.id.clone(),
+            linux: Some(limits),
+            ..Default::default()
+        };
+        call(self.cri.runtime().update_container_resources(request)).context("update")?;
+        Ok(())
+    }
+
+    /// Has its log opened anew, after somebody moved the file away.
+    ///
+    /// # Errors
+    /// What CRI says.
+    pub fn reopen_log(&self) -> Result<()> {
+        let request = v1::ReopenContainerLogRequest {
+            container_id: self.id.clone(),
+        };
+        call(self.cri.runtime().reopen_container_log(request)).context("reopen the log")?;
+        Ok(())
+    }
+
+    /// The file of its log.
+    pub fn log(&self) -> &Path {
+        &self.log
     }
 
     /// Waits until it has ended.

@@ -22,10 +22,12 @@
 
 mod config;
 mod container;
+mod manifest;
 mod pod;
+mod stream;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicU32, Ordering},
@@ -36,7 +38,9 @@ use anyhow::{Context, Result, ensure};
 use tonic::transport::Channel;
 
 pub use container::{Builder, Container, Ended, Line};
+pub use manifest::Manifest;
 pub use pod::{Pod, PodBuilder};
+pub use stream::{Forward, Streams};
 
 use crate::{Containerd, Network, Rootfs, Settings, Version, eventually, runtime::call};
 use v1::{image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient};
@@ -57,7 +61,7 @@ pub(crate) const NAMESPACE: &str = "k8s.io";
 
 /// The image of all pods and containers: the files of [`Rootfs::guests`]. It is
 /// labelled linux/amd64, since CRI looks for images of its own platform only.
-const IMAGE: &str = "lighter.test/guests:1";
+pub const IMAGE: &str = "lighter.test/guests:1";
 
 /// A private containerd with CRI and a bridge network for pods, in a network
 /// namespace of its own, which stands for the node's network.
@@ -110,27 +114,14 @@ impl Cri {
 
     fn prepare(&self) -> Result<()> {
         config::write_network(&self.engine)?;
-        let archive = self.engine.folder().join("image.tar");
         let image = image::Image {
             platform: "linux/amd64".parse()?,
             cmd: vec!["/bin/sleep".to_owned(), "1000000".to_owned()],
             layers: vec![Rootfs::guests()?.layer()?],
             ..image::Image::default()
         };
-        image.save(&IMAGE.parse()?, &archive)?;
-        self.import(&archive)?;
-        eventually("CRI knows the image and its network", || {
-            let wanted = v1::ImageStatusRequest {
-                image: Some(v1::ImageSpec {
-                    image: IMAGE.to_owned(),
-                    ..Default::default()
-                }),
-                verbose: false,
-            };
-            call(self.images().image_status(wanted))
-                .ok()?
-                .into_inner()
-                .image?;
+        self.import(IMAGE, &image)?;
+        eventually("CRI has its network", || {
             let status = call(self.runtime().status(v1::StatusRequest::default()))
                 .ok()?
                 .into_inner()
@@ -145,7 +136,21 @@ impl Cri {
         })
     }
 
-    fn import(&self, archive: &std::path::Path) -> Result<()> {
+    /// Adds an image and waits until CRI knows it.
+    ///
+    /// # Errors
+    /// An image that cannot be written, or what `ctr` says.
+    pub fn import(&self, name: &str, image: &image::Image) -> Result<()> {
+        let archive = tempfile::NamedTempFile::new_in(self.engine.folder())?;
+        image.save(&name.parse()?, archive.path())?;
+        self.import_archive(archive.path(), name)
+    }
+
+    /// Adds the image of an archive and waits until CRI knows it by its name.
+    ///
+    /// # Errors
+    /// What `ctr` says.
+    pub fn import_archive(&self, archive: &Path, name: &str) -> Result<()> {
         let output = self
             .engine
             .ctr()?
@@ -157,6 +162,19 @@ impl Cri {
             "ctr images import: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+        eventually("CRI knows the image", || {
+            let wanted = v1::ImageStatusRequest {
+                image: Some(v1::ImageSpec {
+                    image: name.to_owned(),
+                    ..Default::default()
+                }),
+                verbose: false,
+            };
+            call(self.images().image_status(wanted))
+                .ok()?
+                .into_inner()
+                .image
+        })?;
         Ok(())
     }
 
@@ -187,8 +205,47 @@ impl Cri {
         PodBuilder::new(self, handler)
     }
 
-    /// A name that no other pod or container of this daemon has.
-    fn new_name(&self, stem: &str) -> String {
+    /// The pods that it lists.
+    ///
+    /// # Errors
+    /// What CRI says.
+    pub fn pods(&self, filter: v1::PodSandboxFilter) -> Result<Vec<v1::PodSandbox>> {
+        let request = v1::ListPodSandboxRequest {
+            filter: Some(filter),
+        };
+        Ok(call(self.runtime().list_pod_sandbox(request))?
+            .into_inner()
+            .items)
+    }
+
+    /// The containers that it lists.
+    ///
+    /// # Errors
+    /// What CRI says.
+    pub fn containers(&self, filter: v1::ContainerFilter) -> Result<Vec<v1::Container>> {
+        let request = v1::ListContainersRequest {
+            filter: Some(filter),
+        };
+        Ok(call(self.runtime().list_containers(request))?
+            .into_inner()
+            .containers)
+    }
+
+    /// The figures of all containers that a filter leaves.
+    ///
+    /// # Errors
+    /// What CRI says.
+    pub fn stats(&self, filter: v1::ContainerStatsFilter) -> Result<Vec<v1::ContainerStats>> {
+        let request = v1::ListContainerStatsRequest {
+            filter: Some(filter),
+        };
+        Ok(call(self.runtime().list_container_stats(request))?
+            .into_inner()
+            .stats)
+    }
+
+    /// A name that nothing else of this daemon has.
+    pub fn new_name(&self, stem: &str) -> String {
         format!("{stem}-{}", self.names.fetch_add(1, Ordering::Relaxed))
     }
 

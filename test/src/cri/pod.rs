@@ -5,7 +5,7 @@ use std::{cell::RefCell, net::IpAddr};
 use super::v1;
 use anyhow::{Context, Result};
 
-use super::{Cri, container::Builder};
+use super::{Cri, container::Builder, stream::Forward};
 use crate::{Containerd, runtime::call};
 
 /// A pod to be: what [`Cri::pod`] gives.
@@ -171,6 +171,33 @@ impl<'a> Pod<'a> {
             .ip
             .parse()
             .with_context(|| format!("the pod's address {:?}", network.ip))
+    }
+
+    /// Connects to ports of the pod, as `kubectl port-forward` has it done.
+    ///
+    /// # Errors
+    /// What CRI or the streaming server says.
+    pub fn forward(&self, ports: &[u16]) -> Result<Forward> {
+        let request = v1::PortForwardRequest {
+            pod_sandbox_id: self.id.clone(),
+            port: ports.iter().copied().map(Into::into).collect(),
+        };
+        let answer = call(self.cri.runtime().port_forward(request)).context("forward ports")?;
+        Forward::open(self.cri, &answer.into_inner().url, ports)
+    }
+
+    /// Its figures.
+    ///
+    /// # Errors
+    /// What CRI says.
+    pub fn stats(&self) -> Result<v1::PodSandboxStats> {
+        let request = v1::PodSandboxStatsRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
+        call(self.cri.runtime().pod_sandbox_stats(request))?
+            .into_inner()
+            .stats
+            .context("an answer without figures")
     }
 
     /// The processes of the shim that serve this pod.

@@ -68,6 +68,14 @@ impl Cgroup {
         }
     }
 
+    /// The folder whose files freeze the cgroup, if it has one.
+    pub(crate) fn freezer(&self) -> Option<&Path> {
+        match &self.tree {
+            Tree::V1(_) => self.v1_folder("freezer"),
+            Tree::V2(folder) => Some(folder),
+        }
+    }
+
     fn no_freezer(&self) -> Error {
         let folders = self.folders();
         Error::NoFreezer {

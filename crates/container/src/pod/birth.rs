@@ -9,8 +9,9 @@ use std::path::Path;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::Pid;
 
-use super::namespace::{Holder, IPC, Kind, NET, PID, USER, UTS};
+use super::namespace::{IPC, Kind, NET, PID, USER, UTS};
 use super::{Pod, init, namespace};
+use crate::holder::Holder;
 use crate::{message, rootfs, sys};
 
 /// What fits into the pod's file system, which is above all its /dev/shm: the size of one with a

@@ -1,15 +1,14 @@
 //! Entering and leaving namespaces, in processes that are cloned for it.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::unistd::{Gid, Pid, Uid, sethostname, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, sethostname, setresgid, setresuid};
 
 use super::{Pod, sysctl};
-use crate::{message, sys};
+use crate::sys;
 
 /// A kind of namespace.
 pub(super) struct Kind {
@@ -37,44 +36,6 @@ impl Kind {
     /// Moves this process into a new one; for pid, its next child.
     pub fn leave(&self) -> Result<(), String> {
         unshare(self.flag).map_err(|error| format!("making the pod's {}: {error}", self.name))
-    }
-}
-
-/// A process in other namespaces, which ends when this is dropped or its owner dies.
-pub(super) struct Holder {
-    /// Its pid.
-    pub pid: Pid,
-    _socket: OwnedFd,
-}
-
-impl Holder {
-    /// Clones this process, and runs `enter` in the clone; returns the process that this makes, if
-    /// it makes one: its pid, and a pidfd of it.
-    pub fn spawn(
-        enter: impl FnOnce() -> Result<Option<(Pid, OwnedFd)>, String>,
-    ) -> Result<(Self, Option<(i32, OwnedFd)>), String> {
-        let error = |error: io::Error| format!("a process for the pod's namespaces: {error}");
-        let (ours, theirs) = message::pair().map_err(error)?;
-        let Some((pid, _)) = sys::clone_sibling().map_err(error)? else {
-            drop(ours);
-            let (pid, handle) = match enter() {
-                Ok(Some((pid, handle))) => (Ok(Some(pid.as_raw())), Some(handle)),
-                Ok(None) => (Ok(None), None),
-                Err(reason) => (Err(reason), None),
-            };
-            let handle: Vec<BorrowedFd> = handle.iter().map(OwnedFd::as_fd).collect();
-            // The other side sees the end of the socket at worst.
-            let _ = message::send(&theirs, &pid, &handle);
-            let _ = message::receive::<()>(&theirs);
-            sys::exit_now(0)
-        };
-        drop(theirs);
-        let answer = message::receive::<Result<Option<i32>, String>>(&ours).map_err(error)?;
-        let Some((made, handle)) = answer else {
-            return Err("the process for the pod's namespaces died".to_owned());
-        };
-        let made = made?.zip(handle.into_iter().next());
-        Ok((Self { pid, _socket: ours }, made))
     }
 }
 

@@ -45,14 +45,13 @@ pub(super) async fn copy(source: impl Source, mut sink: Sink, copied: Arc<Atomic
                     return;
                 }
                 Ok(length) => {
-                    if let Err(error) = sink.write_all(&buffer[..length]).await {
+                    if let Err(error) = pass_on(&buffer[..length], &mut sink, &copied).await {
                         // A stdin that its process has closed is no news.
                         if error.kind() != io::ErrorKind::BrokenPipe {
                             log::warn!("copying a container's stream: {error}");
                         }
                         return;
                     }
-                    copied.fetch_add(length as u64, Ordering::Relaxed);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
@@ -62,4 +61,18 @@ pub(super) async fn copy(source: impl Source, mut sink: Sink, copied: Arc<Atomic
             }
         }
     }
+}
+
+/// Writes all of `bytes`, counting what has been taken as it is: a slow reader is not one that has
+/// gone.
+async fn pass_on(mut bytes: &[u8], sink: &mut Sink, copied: &AtomicU64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let taken = sink.write(bytes).await?;
+        if taken == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        copied.fetch_add(taken as u64, Ordering::Relaxed);
+        bytes = &bytes[taken..];
+    }
+    Ok(())
 }

@@ -4,12 +4,13 @@
 //! restarting, say, or a client that detaches) then breaks nothing: our ends of the FIFOs are open
 //! for reading and writing, so output waits in them for the next reader.
 //!
-//! Reading order: [`Stdio`], `target` (what a path or URI means), `copy`, `console` (the daemon's
-//! side of a terminal), `pty` and `console_socket` (the helpers').
+//! Reading order: [`Stdio`], `target` (what a path or URI means), `copy`, `logger` (programs that take
+//! output), `console` (the daemon's side of a terminal), `pty` and `console_socket` (the helpers').
 
 mod console;
 mod console_socket;
 mod copy;
+mod logger;
 mod pty;
 mod target;
 
@@ -28,6 +29,8 @@ pub use console::Console;
 use console::WeakConsole;
 pub(crate) use console_socket::ConsoleSocket;
 use copy::{Sink, Source, copy};
+use logger::Logger;
+pub use logger::Logging;
 pub(crate) use pty::Pty;
 use target::{Target, check_fifo};
 
@@ -40,9 +43,9 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 pub struct StdioPaths {
     /// A FIFO to read from.
     pub stdin: String,
-    /// A FIFO or file to write to.
+    /// A FIFO or file to write to, or a logger (`binary://`), which takes stderr too.
     pub stdout: String,
-    /// A FIFO or file to write to; not used with a terminal.
+    /// A FIFO or file to write to; not used with a terminal, nor with a logger.
     pub stderr: String,
     /// Whether all three are one terminal.
     pub terminal: bool,
@@ -63,7 +66,7 @@ pub enum StdioError {
     },
     /// The URI has a scheme that is not served.
     #[error(
-        "the container's {stream} {uri} has the scheme {scheme}://, which this shim does not serve; fifo:// and file:// it does"
+        "the container's {stream} {uri} has the scheme {scheme}://, which this shim does not serve; fifo://, file:// and binary:// it does"
     )]
     Scheme {
         /// stdin, stdout or stderr.
@@ -72,6 +75,24 @@ pub enum StdioError {
         uri: String,
         /// Its scheme.
         scheme: String,
+    },
+    /// The URI names nothing on this host.
+    #[error("the container's {stream} {uri} is wrong: {reason}")]
+    Uri {
+        /// stdin, stdout or stderr.
+        stream: &'static str,
+        /// The URI as given.
+        uri: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The logger does not run.
+    #[error("the container's logger {uri} failed: {reason}")]
+    Logger {
+        /// The URI as given.
+        uri: String,
+        /// Why.
+        reason: String,
     },
     /// No pipe could be made for it.
     #[error("making a pipe for the container's {stream}: {source}")]
@@ -119,6 +140,7 @@ pub struct Stdio {
     output: Mutex<JoinSet<()>>,
     copied: Arc<AtomicU64>,
     terminal: Mutex<Terminal>,
+    logger: Mutex<Option<Logger>>,
 }
 
 /// How far a process's stdin has come.
@@ -137,6 +159,14 @@ enum Stdin {
     Closed,
 }
 
+/// Where a process's output goes.
+enum Output {
+    /// Stdout, to what it is copied to, if to anything.
+    Sink(Option<Sink>),
+    /// Stdout and stderr, through these pipes.
+    Logger(OwnedFd, OwnedFd),
+}
+
 /// How far a process's terminal has come.
 enum Terminal {
     /// The process has none.
@@ -151,14 +181,16 @@ enum Terminal {
 }
 
 impl Stdio {
-    /// Opens what `paths` names and starts copying output, in the running tokio runtime. The
-    /// process's ends of pipes belong to `owner`, so that its user can open /dev/stdout.
+    /// Opens what `paths` names and starts copying output, in the running tokio runtime; a logger
+    /// gets it without a copy, and is ready when this returns. The process's ends of pipes belong
+    /// to `owner`, so that its user can open /dev/stdout.
     ///
     /// # Errors
     /// Names the stream and the path.
-    pub fn connect(
+    pub async fn connect(
         paths: &StdioPaths,
         owner: (Uid, Gid),
+        logging: Logging<'_>,
     ) -> Result<(Self, ProcessStdio), StdioError> {
         let stdio = Self {
             stdin: Mutex::new(Stdin::Closed),
@@ -166,10 +198,31 @@ impl Stdio {
             output: Mutex::default(),
             copied: Arc::default(),
             terminal: Mutex::new(Terminal::None),
+            logger: Mutex::default(),
         };
         let input = input_path(&paths.stdin)?;
+        let stdout = match Target::parse("stdout", &paths.stdout)? {
+            Target::Logger(program) => {
+                let (out, theirs_out) = io::pipe().map_err(pipe_error("stdout"))?;
+                let (err, theirs_err) = io::pipe().map_err(pipe_error("stderr"))?;
+                let logger = Logger::start(program, logging, out.into(), err.into()).await;
+                let logger = logger.map_err(|reason| StdioError::Logger {
+                    uri: paths.stdout.clone(),
+                    reason,
+                })?;
+                *lock(&stdio.logger) = Some(logger);
+                Output::Logger(theirs_out.into(), theirs_err.into())
+            }
+            target => Output::Sink(open("stdout", &paths.stdout, target)?),
+        };
         if paths.terminal {
-            let stdout = output_sink("stdout", &paths.stdout)?;
+            let stdout: Option<Sink> = match stdout {
+                Output::Sink(sink) => sink,
+                Output::Logger(stdout, _) => {
+                    let pipe = pipe::Sender::from_owned_fd(stdout).map_err(pipe_error("stdout"))?;
+                    Some(Box::new(pipe))
+                }
+            };
             *lock(&stdio.terminal) = Terminal::Wanted {
                 stdin: input,
                 // What nobody wants must be read all the same.
@@ -190,8 +243,8 @@ impl Stdio {
                 owned("stdin", theirs.into(), owner)?
             }
         };
-        let connect = |stream, path: &str| -> Result<OwnedFd, StdioError> {
-            let Some(sink) = output_sink(stream, path)? else {
+        let copied = |stream, sink: Option<Sink>| -> Result<OwnedFd, StdioError> {
+            let Some(sink) = sink else {
                 return null(stream);
             };
             let (ours, theirs) = io::pipe().map_err(pipe_error(stream))?;
@@ -199,8 +252,17 @@ impl Stdio {
             stdio.copy_output(ours, sink);
             owned(stream, theirs.into(), owner)
         };
-        let stdout = connect("stdout", &paths.stdout)?;
-        let stderr = connect("stderr", &paths.stderr)?;
+        let (stdout, stderr) = match stdout {
+            Output::Logger(stdout, stderr) => (
+                owned("stdout", stdout, owner)?,
+                owned("stderr", stderr, owner)?,
+            ),
+            Output::Sink(stdout) => {
+                let stderr = Target::parse("stderr", &paths.stderr)?;
+                let stderr = open("stderr", &paths.stderr, stderr)?;
+                (copied("stdout", stdout)?, copied("stderr", stderr)?)
+            }
+        };
         Ok((
             stdio,
             ProcessStdio::Streams {
@@ -306,6 +368,18 @@ impl Stdio {
             copied = now;
         }
     }
+
+    /// Waits for the end of the process's logger, if it has one: it is given ten seconds to take what
+    /// is left, and then ended. To be called when nobody has its streams any more.
+    pub async fn close(&self) {
+        // A terminal that never was, or whose copying failed, has the logger's pipe still.
+        *lock(&self.terminal) = Terminal::None;
+        lock(&self.output).abort_all();
+        let logger = lock(&self.logger).take();
+        if let Some(logger) = logger {
+            logger.end().await;
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -318,29 +392,25 @@ fn pipe_error(stream: &'static str) -> impl FnOnce(io::Error) -> StdioError {
 
 /// The FIFO that a stdin is read from, if any.
 fn input_path(uri: &str) -> Result<Option<PathBuf>, StdioError> {
-    if uri.is_empty() {
-        return Ok(None);
-    }
-    let path = Target::parse("stdin", uri)?.into_path();
-    check_fifo(&path).map_err(|source| StdioError::Open {
-        stream: "stdin",
-        path: uri.to_owned(),
-        source,
-    })?;
-    Ok(Some(path))
+    let checked = match Target::parse("stdin", uri)? {
+        Target::Null => return Ok(None),
+        Target::Fifo(path) | Target::File(path) => check_fifo(&path).map(|()| path),
+        Target::Logger(_) => Err(io::Error::other("a logger only takes output")),
+    };
+    checked.map(Some).map_err(open_error("stdin", uri))
 }
 
-/// Opens where an output stream goes, if anywhere.
-fn output_sink(stream: &'static str, uri: &str) -> Result<Option<Sink>, StdioError> {
-    if uri.is_empty() {
-        return Ok(None);
-    }
-    let opened = Target::parse(stream, uri)?.open();
-    opened.map(Some).map_err(|source| StdioError::Open {
+/// Opens where an output stream goes, if anywhere; `uri` says so.
+fn open(stream: &'static str, uri: &str, target: Target) -> Result<Option<Sink>, StdioError> {
+    target.open().map_err(open_error(stream, uri))
+}
+
+fn open_error(stream: &'static str, path: &str) -> impl FnOnce(io::Error) -> StdioError {
+    move |source| StdioError::Open {
         stream,
-        path: uri.to_owned(),
+        path: path.to_owned(),
         source,
-    })
+    }
 }
 
 fn null(stream: &'static str) -> Result<OwnedFd, StdioError> {
@@ -349,11 +419,7 @@ fn null(stream: &'static str) -> Result<OwnedFd, StdioError> {
         .write(true)
         .open("/dev/null")
         .map(OwnedFd::from)
-        .map_err(|source| StdioError::Open {
-            stream,
-            path: "/dev/null".to_owned(),
-            source,
-        })
+        .map_err(open_error(stream, "/dev/null"))
 }
 
 fn owned(stream: &'static str, fd: OwnedFd, (uid, gid): (Uid, Gid)) -> Result<OwnedFd, StdioError> {
@@ -374,9 +440,21 @@ mod tests {
         (Uid::from_raw(0), Gid::from_raw(0))
     }
 
+    async fn try_connect(
+        paths: &StdioPaths,
+        owner: (Uid, Gid),
+    ) -> Result<(Stdio, ProcessStdio), StdioError> {
+        let logging = Logging {
+            id: "c",
+            namespace: "n",
+            reaper: &crate::Reaper::idle(),
+        };
+        Stdio::connect(paths, owner, logging).await
+    }
+
     /// Without a terminal.
-    fn connect(paths: &StdioPaths, owner: (Uid, Gid)) -> (Stdio, [File; 3]) {
-        match Stdio::connect(paths, owner).unwrap() {
+    async fn connect(paths: &StdioPaths, owner: (Uid, Gid)) -> (Stdio, [File; 3]) {
+        match try_connect(paths, owner).await.unwrap() {
             (
                 stdio,
                 ProcessStdio::Streams {
@@ -417,7 +495,7 @@ mod tests {
     #[tokio::test]
     async fn streams_are_copied_and_drained() {
         let fifos = Fifos::new();
-        let (stdio, [mut stdin, mut stdout, stderr]) = connect(&fifos.paths(), root());
+        let (stdio, [mut stdin, mut stdout, stderr]) = connect(&fifos.paths(), root()).await;
         stdio.open_stdin().unwrap();
         let out = fifos.path("out");
         let reader = std::thread::spawn(move || {
@@ -454,7 +532,7 @@ mod tests {
             ..StdioPaths::default()
         };
         for text in ["one ", "two"] {
-            let (stdio, [_, mut stdout, _]) = connect(&paths, root());
+            let (stdio, [_, mut stdout, _]) = connect(&paths, root()).await;
             stdout.write_all(text.as_bytes()).unwrap();
             drop(stdout);
             stdio.drain().await;
@@ -468,14 +546,14 @@ mod tests {
             stdout: "/no/such/fifo".into(),
             ..StdioPaths::default()
         };
-        let error = Stdio::connect(&paths, root()).err().unwrap().to_string();
+        let error = try_connect(&paths, root()).await.err().unwrap().to_string();
         assert!(error.contains("stdout /no/such/fifo"), "{error}");
         let paths = StdioPaths {
             stderr: "binary:///bin/logger".into(),
             ..StdioPaths::default()
         };
-        let error = Stdio::connect(&paths, root()).err().unwrap().to_string();
-        assert!(error.contains("binary://"), "{error}");
+        let error = try_connect(&paths, root()).await.err().unwrap().to_string();
+        assert!(error.contains("named as the stdout"), "{error}");
     }
 
     #[tokio::test]
@@ -483,7 +561,7 @@ mod tests {
         use std::os::unix::fs::MetadataExt;
         let fifos = Fifos::new();
         let owner = (Uid::from_raw(1000), Gid::from_raw(1001));
-        let (_stdio, [_, stdout, _]) = connect(&fifos.paths(), owner);
+        let (_stdio, [_, stdout, _]) = connect(&fifos.paths(), owner).await;
         let metadata = stdout.metadata().unwrap();
         assert_eq!((metadata.uid(), metadata.gid()), (1000, 1001));
     }
@@ -495,7 +573,7 @@ mod tests {
             terminal: true,
             ..fifos.paths()
         };
-        let (stdio, ProcessStdio::Terminal) = Stdio::connect(&paths, root()).unwrap() else {
+        let (stdio, ProcessStdio::Terminal) = try_connect(&paths, root()).await.unwrap() else {
             panic!("a terminal was asked for");
         };
         stdio.resize(1, 1).unwrap();
