@@ -15,6 +15,7 @@ each_containerd!(
     ends_and_is_restored,
     while_paused,
     with_files_of_the_host,
+    beside_others,
     of_a_guest,
     without_criu,
     that_criu_refuses,
@@ -93,14 +94,6 @@ fn expect_restored(container: Container, counted: u32) -> Result<()> {
     Ok(())
 }
 
-/// Nothing is left of this shim's containers. runc with criu leaves cgroups at times.
-fn expect_clean(engine: &Containerd, runtime: &str) -> Result<()> {
-    match runtime {
-        RUNC => Ok(()),
-        _ => engine.ensure_clean(),
-    }
-}
-
 fn exit() -> CheckpointOptions {
     CheckpointOptions {
         exit: true,
@@ -121,7 +114,7 @@ fn goes_on_and_is_restored(like: &Containerd) -> Result<()> {
         let restored = counter(&engine, runtime).restore(&checkpoint).create()?;
         expect_restored(restored, counted)?;
         kill(container)?;
-        expect_clean(&engine, runtime)?;
+        engine.ensure_clean().context(runtime)?;
     }
     Ok(())
 }
@@ -148,7 +141,7 @@ fn ends_and_is_restored(like: &Containerd) -> Result<()> {
         restored.delete()?;
         restored.remove()?;
         ensure_dead(pid)?;
-        expect_clean(&engine, runtime)?;
+        engine.ensure_clean().context(runtime)?;
     }
     Ok(())
 }
@@ -169,7 +162,7 @@ fn while_paused(like: &Containerd) -> Result<()> {
         let restored = counter(&engine, runtime).restore(&checkpoint).create()?;
         expect_restored(restored, counted)?;
         kill(container)?;
-        expect_clean(&engine, runtime)?;
+        engine.ensure_clean().context(runtime)?;
     }
     Ok(())
 }
@@ -213,10 +206,35 @@ fn with_files_of_the_host(like: &Containerd) -> Result<()> {
         sleepers.push(commands.filter(|line| line.contains("\x001000")).count());
         restored.kill(Signal::SIGKILL)?;
         assert_eq!(restored.finish()?.status, 137);
-        expect_clean(&engine, runtime)?;
+        engine.ensure_clean().context(runtime)?;
     }
     assert_eq!(sleepers, [1, 1]);
     Ok(())
+}
+
+/// A restore makes the container's cgroups, and not those that others had on the machine at the time
+/// of the checkpoint. runc puts its containers into every hierarchy there is.
+fn beside_others(like: &Containerd) -> Result<()> {
+    let engine = with_criu(like)?;
+    let other = counter(&engine, RUNC).create()?;
+    other.start()?;
+    let container = counter(&engine, WASMTIME).create()?;
+    container.start()?;
+    wait_for_count(&container, 3)?;
+    let counted = last(&container);
+    let checkpoint = container.checkpoint(&exit())?;
+    container.finish()?;
+    kill(other)?;
+    engine.ensure_clean()?;
+    let restored = counter(&engine, WASMTIME).restore(&checkpoint).create()?;
+    let id = restored.id().to_owned();
+    let others = engine
+        .remains()
+        .into_iter()
+        .filter(|line| !line.contains(&id));
+    assert_eq!(others.collect::<Vec<_>>(), [""; 0]);
+    expect_restored(restored, counted)?;
+    engine.ensure_clean()
 }
 
 fn of_a_guest(engine: &Containerd) -> Result<()> {

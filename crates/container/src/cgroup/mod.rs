@@ -237,6 +237,14 @@ impl Cgroup {
         }
     }
 
+    /// The v1 controllers that the cgroup has; none on v2.
+    pub(crate) fn controllers(&self) -> Vec<&str> {
+        match &self.tree {
+            Tree::V1(controllers) => controllers.iter().map(|(name, _)| name.as_str()).collect(),
+            Tree::V2(_) => Vec::new(),
+        }
+    }
+
     /// The one folder of a cgroup of v2.
     pub fn unified(&self) -> Option<&Path> {
         match &self.tree {

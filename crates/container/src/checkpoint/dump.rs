@@ -7,7 +7,9 @@ use std::path::Path;
 use oci_spec::runtime::Spec;
 
 use super::criu::{Criu, make_folder};
-use super::{Checkpoint, External, MountLine, Notes, is_bind, owner, shared_namespaces};
+use super::{
+    Checkpoint, External, MountLine, Notes, cgroups_of, is_bind, owner, shared_namespaces,
+};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 
@@ -45,6 +47,14 @@ pub(crate) fn dump(request: &Checkpoint, init: i32) -> Result<(), String> {
         };
     }
     let cgroup = Cgroup::of(init as u32).map_err(|error| error.to_string())?;
+    // Not the hierarchies of which the container has no part of its own: criu would save, and then
+    // make anew, everybody's cgroups there.
+    for (controllers, _) in cgroups_of(&init.to_string())? {
+        let own = cgroup.controllers();
+        if controllers.iter().any(|name| own.contains(&name.as_str())) {
+            criu.value("--cgroup-dump-controller", controllers.join(","));
+        }
+    }
     if let Some(folder) = cgroup.freezer() {
         criu.value("--freeze-cgroup", folder);
     }

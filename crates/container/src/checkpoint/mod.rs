@@ -123,6 +123,23 @@ fn unescape(path: &str) -> String {
         .replace("\\134", "\\")
 }
 
+/// The cgroups of `process`, a pid or `self`: the controllers of each hierarchy (none on v2) and the
+/// path in it (cgroups(7), /proc/pid/cgroup).
+fn cgroups_of(process: &str) -> Result<Vec<(Vec<String>, PathBuf)>, String> {
+    let file = Path::new("/proc").join(process).join("cgroup");
+    let text = fs::read_to_string(&file)
+        .map_err(|error| format!("reading {}: {error}", file.display()))?;
+    let cgroups = text.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let controllers = parts.next()?.split(',').filter(|name| !name.is_empty());
+        Some((
+            controllers.map(str::to_owned).collect(),
+            PathBuf::from(parts.next()?),
+        ))
+    });
+    Ok(cgroups.collect())
+}
+
 /// The mount of `spec` that has made what is mounted on `point`: the innermost one around it.
 fn owner<'a>(spec: &'a Spec, point: &Path) -> Option<&'a Mount> {
     let mounts = spec.mounts().iter().flatten();

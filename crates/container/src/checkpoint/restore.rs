@@ -22,7 +22,7 @@ use pathrs::{InodeType, Root};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::criu::Criu;
-use super::{MountLine, Notes, Restore, is_bind, owner, shared_namespaces};
+use super::{MountLine, Notes, Restore, cgroups_of, is_bind, owner, shared_namespaces};
 use crate::bundle::Bundle;
 use crate::sys;
 use crate::zygote::Create;
@@ -212,24 +212,9 @@ fn join(cgroup: &AnyCgroupManager, spec: &Spec) -> Result<(), String> {
     Ok(())
 }
 
-/// The cgroups of this process: controllers (none on v2) and path.
-fn own_cgroups() -> Result<Vec<(Vec<String>, PathBuf)>, String> {
-    let text = fs::read_to_string("/proc/self/cgroup")
-        .map_err(|error| format!("reading /proc/self/cgroup: {error}"))?;
-    let cgroups = text.lines().filter_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let controllers = parts.next()?.split(',').filter(|name| !name.is_empty());
-        Some((
-            controllers.map(str::to_owned).collect(),
-            PathBuf::from(parts.next()?),
-        ))
-    });
-    Ok(cgroups.collect())
-}
-
 /// Has the container restored into the cgroups of this process.
 fn place(criu: &mut Criu) -> Result<(), String> {
-    for (controllers, path) in own_cgroups()? {
+    for (controllers, path) in cgroups_of("self")? {
         if controllers.is_empty() {
             criu.value("--cgroup-root", &path);
         }
@@ -280,7 +265,7 @@ fn hierarchy(options: &str) -> Option<PathBuf> {
         let mut options = options.split(',');
         options.any(|option| controllers.iter().any(|name| name == option))
     };
-    let cgroups = own_cgroups().ok()?;
+    let cgroups = cgroups_of("self").ok()?;
     let (_, path) = cgroups.iter().find(|(controllers, _)| named(controllers))?;
     let below = path.strip_prefix(mount.root).ok()?;
     Some(mount.point.join(below))
