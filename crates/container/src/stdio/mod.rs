@@ -497,10 +497,11 @@ mod tests {
         let fifos = Fifos::new();
         let (stdio, [mut stdin, mut stdout, stderr]) = connect(&fifos.paths(), root()).await;
         stdio.open_stdin().unwrap();
-        let out = fifos.path("out");
+        // Opened while the other side is: afterwards nobody would be there any more.
+        let mut out = File::open(fifos.path("out")).unwrap();
         let reader = std::thread::spawn(move || {
             let mut text = String::new();
-            File::open(out).unwrap().read_to_string(&mut text).unwrap();
+            out.read_to_string(&mut text).unwrap();
             text
         });
         std::fs::OpenOptions::new()
@@ -588,10 +589,11 @@ mod tests {
             .unwrap();
         assert_eq!(size.stdout, b"43 132\n");
 
-        let out = fifos.path("out");
+        // Opened while the other side is: afterwards nobody would be there any more.
+        let mut out = File::open(fifos.path("out")).unwrap();
         let reader = std::thread::spawn(move || {
             let mut text = String::new();
-            File::open(out).unwrap().read_to_string(&mut text).unwrap();
+            out.read_to_string(&mut text).unwrap();
             text
         });
         let mut slave = File::from(pty.slave);
