@@ -84,6 +84,14 @@ fn too_little_to_begin(engine: &Containerd) -> Result<()> {
 /// container's exit, and nothing stays.
 fn too_little_for_the_shim(engine: &Containerd) -> Result<()> {
     let mut refused = 0;
+    if cgroup::unified() {
+        let top = cgroup::folder("memory");
+        let ours = top.join(engine.namespace());
+        fs::create_dir_all(&ours)?;
+        for folder in [top, ours] {
+            fs::write(folder.join("cgroup.subtree_control"), "+memory")?;
+        }
+    }
     for quarters in (1..24).step_by(2) {
         let name = format!("{}/shim-{quarters}", engine.namespace());
         let folder = cgroup::folder("memory").join(&name);

@@ -52,17 +52,17 @@ pub(crate) struct Added {
     pub(crate) master: Option<OwnedFd>,
 }
 
-/// The namespaces of a container that setns(2) joins by the pidfd of its init; the user namespace
-/// only where it is another than this process's.
-const NAMESPACES: [CloneFlags; 7] = [
-    CloneFlags::CLONE_NEWNS,
-    CloneFlags::CLONE_NEWCGROUP,
-    CloneFlags::CLONE_NEWIPC,
-    CloneFlags::CLONE_NEWNET,
-    CloneFlags::CLONE_NEWPID,
-    CloneFlags::CLONE_NEWUTS,
+/// The namespaces of a container that setns(2) joins by the pidfd of its init, each with its file's
+/// name (namespaces(7)); the user namespace only where it is another than this process's.
+const NAMESPACES: [(CloneFlags, &str); 7] = [
+    (CloneFlags::CLONE_NEWNS, "mnt"),
+    (CloneFlags::CLONE_NEWCGROUP, "cgroup"),
+    (CloneFlags::CLONE_NEWIPC, "ipc"),
+    (CloneFlags::CLONE_NEWNET, "net"),
+    (CloneFlags::CLONE_NEWPID, "pid"),
+    (CloneFlags::CLONE_NEWUTS, "uts"),
     // CLONE_NEWTIME, which nix does not name.
-    CloneFlags::from_bits_retain(0x80),
+    (CloneFlags::from_bits_retain(0x80), "time"),
 ];
 
 /// Carries out `request` for the container whose init is `init`, a pid here, and `init_handle`.
@@ -175,7 +175,12 @@ fn join_namespaces(init: i32, handle: &OwnedFd, syscall: &dyn Syscall) -> Result
     };
     let ours = user("self").map_err(|reason| error(&reason))?;
     let theirs = user(&init.to_string()).map_err(|reason| error(&reason))?;
-    let mut namespaces: CloneFlags = NAMESPACES.into_iter().collect();
+    // setns(2) refuses all where one is of a kind that this kernel was built without.
+    let mut namespaces: CloneFlags = NAMESPACES
+        .into_iter()
+        .filter(|(_, name)| Path::new("/proc/self/ns").join(name).exists())
+        .map(|(flag, _)| flag)
+        .collect();
     if ours != theirs {
         namespaces |= CloneFlags::CLONE_NEWUSER;
     }
