@@ -202,7 +202,11 @@ pub(crate) fn complain(subject: &str, error: &wasmtime::Error) {
     for cause in error.chain().skip(1) {
         text.push_str(&format!("Caused by: {cause}\n"));
     }
-    // Nobody may be listening, which does not change how the guest ended.
+    tell(&text);
+}
+
+/// Writes `text` to standard error. Nobody may be listening, which changes nothing for the guest.
+pub(crate) fn tell(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 

@@ -24,7 +24,7 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::instances::Instances;
 use super::settings::{HEADER_TIME, MAX_HEADERS, MOST_REQUESTS};
-use crate::guest::complain;
+use crate::guest::{complain, tell};
 
 /// How connections are served.
 pub(super) struct Protocol(Builder<TokioExecutor>);
@@ -107,7 +107,7 @@ async fn answer(
         // of a request that came to nothing.
         Err(error) if error.is::<ExpirationError>() || begun.elapsed() >= settings.request_time => {
             let time = format!("longer than {} s", settings.request_time.as_secs());
-            eprintln!("{name}: a request took {time}: {asked}");
+            tell(&format!("{name}: a request took {time}: {asked}\n"));
             say(
                 StatusCode::GATEWAY_TIMEOUT,
                 format!("the guest took {time}"),

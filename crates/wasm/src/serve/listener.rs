@@ -20,7 +20,7 @@ use super::connection::Protocol;
 use super::instances::Instances;
 use super::settings::{Settings, TICK};
 use super::shared::{Count, Counted, Shared};
-use crate::guest::Invocation;
+use crate::guest::{Invocation, tell};
 use crate::signals;
 use crate::stdio::Output;
 
@@ -138,7 +138,7 @@ async fn accept(listener: TcpListener, servers: &[Server], shared: &Shared, most
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Mostly too many open files: some will be closed.
-                eprintln!("accepting a connection: {error}");
+                tell(&format!("accepting a connection: {error}\n"));
                 tokio::time::sleep(TICK).await;
                 continue;
             }
@@ -200,7 +200,7 @@ impl Server {
     }
 
     fn take(&self, stream: TcpStream, counted: Counted) {
-        // Small pieces of a response are for now, not for later.
+        // Small pieces of a response are sent at once.
         let _ = stream.set_nodelay(true);
         if let Ok(stream) = stream.into_std() {
             let ours = self.connections.take(usize::MAX);

@@ -160,7 +160,15 @@ fn trailers(request: IncomingRequest, answer: ResponseOutparam) {
     future.subscribe().block();
     let came = future.get().unwrap().unwrap().unwrap();
     let entries = came.map(|fields| fields.entries()).unwrap_or_default();
-    let (body, stream) = begin(answer, 200);
+    let headers = Fields::new();
+    // HTTP/1.1 has those trailers only that are announced.
+    for (name, _) in &entries {
+        headers.append(&"trailer".to_string(), &name.clone().into_bytes()).unwrap();
+    }
+    let response = OutgoingResponse::new(headers);
+    let body = response.body().unwrap();
+    ResponseOutparam::set(answer, Ok(response));
+    let stream = body.write().unwrap();
     stream.blocking_write_and_flush(b"with trailers\n").unwrap();
     drop(stream);
     let trailers = Fields::from_list(&entries).unwrap();
