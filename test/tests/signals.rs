@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lighter_test::{Containerd, Rootfs, each_containerd, leaks::ensure_dead};
+use lighter_test::{Containerd, RUNC, Rootfs, WASMTIME, each_containerd, leaks::ensure_dead};
 use nix::sys::signal::Signal;
 
 each_containerd!(
@@ -12,6 +12,7 @@ each_containerd!(
     in_a_read,
     before_the_start,
     ignored,
+    real_time,
     linux
 );
 
@@ -92,6 +93,35 @@ fn before_the_start(engine: &Containerd) -> Result<()> {
         let (id, pid) = (container.id().to_owned(), container.pid());
         container.kill(Signal::SIGKILL)?;
         assert_eq!(container.wait()?.status, 137, "{args:?}");
+        container.finish()?;
+        ensure_dead(pid)?;
+        engine.ensure_gone(&id)?;
+    }
+    Ok(())
+}
+
+/// The signals without a name of their own end what does not handle them, as all others do.
+fn real_time(engine: &Containerd) -> Result<()> {
+    for (runtime, args) in [
+        (RUNC, ["/bin/busybox", "sleep", "1000"]),
+        (WASMTIME, ["/bin/busybox", "sleep", "1000"]),
+        (WASMTIME, ["/tool.wasm", "sleep", "1000"]),
+    ] {
+        let container = engine
+            .container(&Rootfs::guests()?)
+            .runtime(runtime)
+            .args(args)
+            // Such a signal would not reach the first process of a pid namespace.
+            .spec(|spec| {
+                if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+                    namespaces.retain(|namespace| namespace["type"] != "pid");
+                }
+            })
+            .create()?;
+        container.start()?;
+        let (id, pid) = (container.id().to_owned(), container.pid());
+        container.signal(40, false)?;
+        assert_eq!(container.wait()?.status, 168, "{runtime} {args:?}");
         container.finish()?;
         ensure_dead(pid)?;
         engine.ensure_gone(&id)?;

@@ -91,7 +91,10 @@ pub(crate) fn exec(
     adapt::limit_capabilities(process);
     adapt::privileges_are_a_yes_or_nothing(process);
     let syscall = create_syscall();
-    join_cgroup(init)?;
+    // Its own matter: this process, which is none of the container's, is not to be seen there.
+    let cgroup = Cgroup::of(init as u32)
+        .and_then(|cgroup| cgroup.entry())
+        .map_err(|error| error.to_string())?;
     if let Some(score) = process.oom_score_adj() {
         fs::write("/proc/self/oom_score_adj", score.to_string())
             .map_err(|error| format!("setting oom_score_adj to {score}: {error}"))?;
@@ -119,6 +122,7 @@ pub(crate) fn exec(
     }
     let launcher = Launcher::new(guests, daemon, reply_to);
     let run = || -> Result<std::convert::Infallible, String> {
+        cgroup.enter().map_err(|error| error.to_string())?;
         setsid().map_err(|error| format!("starting a session: {error}"))?;
         match terminal {
             Some(Pty { terminal, master }) => {
@@ -159,12 +163,6 @@ fn inherit(process: &mut Process, of_container: &Process) {
     if process.oom_score_adj().is_none() {
         process.set_oom_score_adj(of_container.oom_score_adj());
     }
-}
-
-/// Moves this process to where the container's init is.
-fn join_cgroup(init: i32) -> Result<(), String> {
-    let cgroup = Cgroup::of(init as u32).map_err(|error| error.to_string())?;
-    cgroup.join().map_err(|error| error.to_string())
 }
 
 fn join_namespaces(init: i32, handle: &OwnedFd, syscall: &dyn Syscall) -> Result<(), String> {

@@ -11,9 +11,9 @@ use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use nix::errno::Errno;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, wait};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -110,22 +110,27 @@ impl Reaper {
 
     fn reap(&self) {
         loop {
-            let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, code as u32),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as u32),
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
-                Ok(_) | Err(Errno::EINTR) => continue,
+            // nix knows no real-time signals, and loses who has ended by one.
+            let (pid, status) = match wait(WaitOptions::NOHANG) {
+                Ok(Some(ended)) => ended,
+                Ok(None) | Err(Errno::CHILD) => return,
+                Err(Errno::INTR) => continue,
                 Err(error) => {
                     log::error!("waiting for child processes failed: {error}");
                     return;
                 }
             };
+            let signal = || status.terminating_signal().map(|signal| 128 + signal);
+            // What neither exited nor was ended has only been stopped.
+            let Some(status) = status.exit_status().or_else(signal) else {
+                continue;
+            };
             let exit = Exit {
-                status,
+                status: status as u32,
                 at: SystemTime::now(),
             };
             let mut exits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            match exits.asked.remove(&pid.as_raw()) {
+            match exits.asked.remove(&pid.as_raw_nonzero().get()) {
                 // Who asked may have gone away; then nobody needs to know.
                 Some(sender) => drop(sender.send(exit)),
                 None => {
@@ -134,7 +139,7 @@ impl Reaper {
                     }
                     exits
                         .unasked
-                        .push_back((pid.as_raw(), Instant::now(), exit));
+                        .push_back((pid.as_raw_nonzero().get(), Instant::now(), exit));
                 }
             }
         }

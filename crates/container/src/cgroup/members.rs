@@ -1,9 +1,9 @@
 //! The processes of a cgroup, and its end.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,23 @@ const REMOVAL: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(20);
 /// How often a cgroup is looked through for processes that were forked while others got a signal.
 const ROUNDS: usize = 16;
+
+/// The lists of a cgroup's members, open for writing. What may be written is decided by the rights
+/// of who opened them, since Linux 5.16 and in older ones that have the mend of CVE-2021-4197.
+pub(crate) struct Entry(Vec<(PathBuf, File)>);
+
+impl Entry {
+    /// Moves this process, which must have one thread, into the cgroup.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the kernel refuses.
+    pub(crate) fn enter(self) -> Result<()> {
+        for (path, mut list) in self.0 {
+            list.write_all(b"0").map_err(Error::io("join", &path))?;
+        }
+        Ok(())
+    }
+}
 
 impl Cgroup {
     /// The processes in the cgroup and in the cgroups below it, as pids of this process's
@@ -39,22 +56,30 @@ impl Cgroup {
         Ok(pids.into_iter().collect())
     }
 
-    /// Moves this process, which must have one thread, into the cgroup.
+    /// Opens the way into the cgroup, for a process that will not be able to reach its folders any
+    /// more.
     ///
     /// # Errors
     /// [`Error::Io`] when the kernel refuses.
-    pub fn join(&self) -> Result<()> {
+    pub(crate) fn entry(&self) -> Result<Entry> {
         // On v1 the list of threads takes a lock of the machine for a thousandth of the time that
         // the list of processes does.
         let list = match &self.tree {
             Tree::V1(_) => "tasks",
             Tree::V2(_) => "cgroup.procs",
         };
-        for folder in self.folders() {
+        let open = |folder: &Path| {
             let list = folder.join(list);
-            fs::write(&list, "0").map_err(Error::io("join", &list))?;
-        }
-        Ok(())
+            match fs::OpenOptions::new().write(true).open(&list) {
+                Ok(file) => Ok((list, file)),
+                Err(error) => Err(Error::io("open", &list)(error)),
+            }
+        };
+        self.folders()
+            .into_iter()
+            .map(open)
+            .collect::<Result<_>>()
+            .map(Entry)
     }
 
     /// Sends a signal to every process of the cgroup and of the cgroups below it. SIGKILL reaches
@@ -144,7 +169,7 @@ fn collect(folder: &Path, pids: &mut BTreeSet<u32>) -> Result<()> {
 }
 
 /// The cgroups right below a cgroup.
-fn children(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
+fn children(folder: &Path) -> Result<Vec<PathBuf>> {
     let list = || -> io::Result<Vec<_>> {
         let mut folders = Vec::new();
         for entry in fs::read_dir(folder)? {
@@ -211,7 +236,7 @@ fn kill_at_once(folder: &Path) -> Result<bool> {
 /// with a misleading EPERM.
 pub(super) fn write_existing(path: &Path, text: &str) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).open(path)?;
-    io::Write::write_all(&mut file, text.as_bytes())
+    file.write_all(text.as_bytes())
 }
 
 /// Removes a folder and those below it; false when some process is still in one of them.
