@@ -10,6 +10,9 @@ use nix::sys::signal::Signal;
 
 each_containerd!(exec_ids, all_are_killed, all_get_a_signal, one_is_killed,);
 
+/// A signal without a name.
+const REAL_TIME: u32 = 40;
+
 /// A shell with a child, which ends by SIGTERM with 3.
 const SHELL: &str = "trap 'exit 3' TERM; sleep 1000 & echo ready; wait";
 
@@ -110,14 +113,19 @@ fn all_get_a_signal(engine: &Containerd) -> Result<()> {
         }
     }
     // The children of a shell that minds no signal get theirs all the same.
-    for runtime in [RUNC, WASMTIME] {
+    for (runtime, signal) in [
+        (RUNC, Signal::SIGTERM as u32),
+        (WASMTIME, Signal::SIGTERM as u32),
+        (RUNC, REAL_TIME),
+        (WASMTIME, REAL_TIME),
+    ] {
         let script = "sleep 1000 & sleep 1000 & echo ready; wait; echo over; exec sleep 1000";
         let container = engine
             .container(&Rootfs::guests()?)
             .runtime(runtime)
             .args(["/bin/sh", "-c", script]);
         let container = started(container)?;
-        container.signal(Signal::SIGTERM as u32, true)?;
+        container.signal(signal, true)?;
         container.wait_for_output("over")?;
         eventually("the init is left alone", || {
             (container.pids().ok()? == [container.pid()]).then_some(())

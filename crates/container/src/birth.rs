@@ -201,7 +201,7 @@ impl Container {
     fn go_on(&self) -> Result<(), String> {
         let go_on = || {
             let cgroup = Cgroup::of(self.init.pid.as_raw() as u32)?;
-            cgroup.kill_all(Signal::SIGCONT)
+            cgroup.kill_all(Signal::SIGCONT as i32)
         };
         go_on().map_err(|error: cgroup::Error| error.to_string())
     }

@@ -226,13 +226,13 @@ fn signals_reach_the_processes_of_cgroups_below() {
     assert_eq!(fixture.cgroup.processes().unwrap(), pids);
     assert_eq!(below.cgroup.processes().unwrap(), [children[1].id()]);
 
-    below.cgroup.kill_all(Signal::SIGUSR1).unwrap();
+    below.cgroup.kill_all(Signal::SIGUSR1 as i32).unwrap();
     assert_eq!(killed_by(&mut children[1]), Some(10));
     assert_eq!(fixture.cgroup.processes().unwrap(), [children[0].id()]);
-    fixture.cgroup.kill_all(Signal::SIGKILL).unwrap();
+    fixture.cgroup.kill_all(Signal::SIGKILL as i32).unwrap();
     assert_eq!(killed_by(&mut children[0]), Some(9));
     assert!(fixture.cgroup.processes().unwrap().is_empty());
-    fixture.cgroup.kill_all(Signal::SIGKILL).unwrap();
+    fixture.cgroup.kill_all(Signal::SIGKILL as i32).unwrap();
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn removal_ends_all_processes_also_frozen_ones() {
 #[test]
 fn the_cgroup_of_the_caller_is_spared() {
     let own = Cgroup::of(std::process::id()).unwrap();
-    let answer = own.kill_all(Signal::SIGCONT);
+    let answer = own.kill_all(Signal::SIGCONT as i32);
     assert!(
         matches!(answer, Err(Error::HoldsCaller { .. })),
         "{answer:?}"
@@ -336,7 +336,7 @@ fn a_frozen_cgroup_stands_still_until_it_is_thawed() {
         until("it goes on", || ticks(pid) > stopped);
     }
     fixture.cgroup.freeze().unwrap();
-    fixture.cgroup.kill_all(Signal::SIGKILL).unwrap();
+    fixture.cgroup.kill_all(Signal::SIGKILL as i32).unwrap();
     assert_eq!(killed_by(&mut child), Some(9));
 }
 

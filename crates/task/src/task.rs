@@ -36,6 +36,9 @@ use crate::memo::Memo;
 use crate::options::Options;
 use crate::sandbox::Slot;
 
+/// The highest number of a signal (signal(7)).
+const SIGNALS: u32 = 64;
+
 /// What all tasks of a daemon share.
 pub struct Daemon {
     /// Who clones containers.
@@ -373,17 +376,20 @@ impl Task {
             return self.kill_even_if_frozen(all).await;
         }
         if all {
-            let signal = Signal::try_from(number as i32)
-                .map_err(|_| Error::InvalidArgument(format!("there is no signal {number}")))?;
-            self.kill_all(signal);
+            if !(1..=SIGNALS).contains(&number) {
+                return Err(Error::InvalidArgument(format!(
+                    "there is no signal {number}"
+                )));
+            }
+            self.kill_all(number);
             return Ok(());
         }
         signal(&self.container.init, number)
     }
 
-    fn kill_all(&self, signal: Signal) {
+    fn kill_all(&self, number: u32) {
         if let Some(cgroup) = &self.cgroup
-            && let Err(error) = cgroup.kill_all(signal)
+            && let Err(error) = cgroup.kill_all(number as i32)
         {
             log::warn!("{}: {error}", self.id);
         }

@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Cgroup, Error, Result, Tree, place};
+use crate::sys;
 
 /// How long removal waits for killed processes to leave. A process in an uninterruptible wait
 /// (a dead network file system) may take longer; nothing can hurry it.
@@ -82,13 +83,14 @@ impl Cgroup {
             .map(Entry)
     }
 
-    /// Sends a signal to every process of the cgroup and of the cgroups below it. SIGKILL reaches
-    /// them as well when the cgroup is frozen. That none is left afterwards is not promised.
+    /// Sends the signal numbered `signal`, real-time ones included, to every process of the cgroup
+    /// and of the cgroups below it. SIGKILL reaches them as well when the cgroup is frozen. That
+    /// none is left afterwards is not promised.
     ///
     /// # Errors
     /// [`Error::HoldsCaller`], and nothing is sent, when this very process is in the cgroup;
     /// [`Error::Io`] when the cgroup cannot be read or a process refuses the signal.
-    pub fn kill_all(&self, signal: Signal) -> Result<()> {
+    pub fn kill_all(&self, signal: i32) -> Result<()> {
         let folder = match &self.tree {
             Tree::V1(controllers) => place::telling_folder(controllers),
             Tree::V2(folder) => Some(folder.as_path()),
@@ -97,7 +99,7 @@ impl Cgroup {
             signal_folder(folder, signal)?;
         }
         match signal {
-            Signal::SIGKILL => self.thaw_v1(),
+            libc::SIGKILL => self.thaw_v1(),
             _ => Ok(()),
         }
     }
@@ -124,7 +126,7 @@ impl Cgroup {
                         seconds: REMOVAL.as_secs(),
                     });
                 }
-                signal_folder(folder, Signal::SIGKILL)?;
+                signal_folder(folder, libc::SIGKILL)?;
                 self.thaw_v1()?;
                 thread::sleep(pause);
                 pause = (pause * 2).min(PAUSE);
@@ -188,7 +190,7 @@ fn children(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Sends a signal to each process of a folder and of those below it, also to those forked
 /// meanwhile.
-fn signal_folder(folder: &Path, signal: Signal) -> Result<()> {
+fn signal_folder(folder: &Path, signal: i32) -> Result<()> {
     let mut reached = BTreeSet::new();
     for _ in 0..ROUNDS {
         let mut pids = BTreeSet::new();
@@ -201,14 +203,13 @@ fn signal_folder(folder: &Path, signal: Signal) -> Result<()> {
             });
         }
         let new: Vec<u32> = pids.difference(&reached).copied().collect();
-        if new.is_empty() || (signal == Signal::SIGKILL && kill_at_once(folder)?) {
+        if new.is_empty() || (signal == libc::SIGKILL && kill_at_once(folder)?) {
             break;
         }
         for pid in &new {
-            let target = Pid::from_raw(i32::try_from(*pid).unwrap_or(i32::MAX));
-            match kill(target, signal) {
+            match signal_process(*pid, signal) {
                 // It ended by itself between the list and the signal.
-                Ok(()) | Err(Errno::ESRCH) => {}
+                Ok(()) | Err(Errno::SRCH) => {}
                 Err(errno) => {
                     let process = format!("/proc/{pid}");
                     return Err(Error::io("signal", Path::new(&process))(errno.into()));
@@ -218,6 +219,13 @@ fn signal_folder(folder: &Path, signal: Signal) -> Result<()> {
         reached.extend(new);
     }
     Ok(())
+}
+
+fn signal_process(pid: u32, signal: i32) -> std::result::Result<(), Errno> {
+    let pid = Pid::from_raw(pid as i32).ok_or(Errno::SRCH)?;
+    let handle = pidfd_open(pid, PidfdFlags::empty())?;
+    sys::send_signal(handle.as_fd(), signal)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
 }
 
 /// Lets the kernel kill a whole v2 tree in one step, so that no fork escapes; cgroup.kill is there

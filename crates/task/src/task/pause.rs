@@ -111,7 +111,7 @@ impl Task {
         let _turn = self.freezer.turn().await;
         if all {
             // This thaws too.
-            self.kill_all(Signal::SIGKILL);
+            self.kill_all(Signal::SIGKILL as u32);
             return Ok(());
         }
         signal(&self.container.init, Signal::SIGKILL as u32)?;
