@@ -44,6 +44,7 @@ cri_2!(
     pod_of_both_kinds,
     what_members_see,
     shared_processes,
+    users_of_its_own,
     a_killed_daemon,
 );
 
@@ -74,6 +75,39 @@ fn end(pod: Pod) -> Result<()> {
 
 fn state(pod: &Pod) -> Result<v1::PodSandboxState> {
     Ok(pod.status()?.state())
+}
+
+/// `hostUsers: false`.
+fn users_of_its_own(cri: &Cri) -> Result<()> {
+    let users = v1::IdMapping {
+        host_id: 100_000,
+        container_id: 0,
+        length: 65_536,
+    };
+    let pod = cri.pod(HANDLER).namespaces(|namespaces| {
+        namespaces.userns_options = Some(v1::UserNamespace {
+            mode: v1::NamespaceMode::Pod.into(),
+            uids: vec![users],
+            gids: vec![users],
+        });
+    });
+    let pod = pod.run()?;
+    let script = "id -u; stat -c '%n %u %g' / /etc/hosts; echo mine > /mine && stat -c %u /mine; \
+        touch /dev/shm/mine && echo shared; sleep 1000";
+    let linux = pod.container(["/bin/sh", "-c", script]).start()?;
+    linux.wait_for_log("shared")?;
+    let said: Vec<String> = linux.lines()?.into_iter().map(|line| line.text).collect();
+    assert_eq!(said, ["0", "/ 0 0", "/etc/hosts 0 0", "0", "shared"]);
+    let guest = pod.container(["/tool.wasm", "sleep", "1000"]).start()?;
+    guest.wait_for_log("sleeping")?;
+    for kind in ["user", "net", "ipc", "uts"] {
+        let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{kind}"));
+        assert_eq!(of(linux.pid()?)?, of(guest.pid()?)?, "{kind}");
+        assert_ne!(of(linux.pid()?)?, of(std::process::id())?, "{kind}");
+    }
+    let exec = linux.exec_sync(["/tool.wasm", "write", "/guests", "x"], 10)?;
+    exec.success()?;
+    end(pod)
 }
 
 fn pod_of_both_kinds(cri: &Cri) -> Result<()> {

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -37,6 +38,7 @@ each_cri!(
     mounts_from_the_node,
     mounts_to_the_node,
     user_namespaces,
+    mapped_volumes,
 );
 
 /// A change, as a closure that takes builders of any lifetime.
@@ -697,39 +699,121 @@ fn mounts_to_the_node(cri: &Cri) -> Result<()> {
     Ok(())
 }
 
-/// A pod with users of its own: containerd 1.6 does not know what is asked for, and gives it the node's;
-/// from 1.7 on it is refused.
-fn user_namespaces(cri: &Cri) -> Result<()> {
-    let mapping = v1::IdMapping {
-        host_id: 100_000,
-        container_id: 0,
-        length: 65_536,
-    };
-    let pod = cri
-        .pod(WASMTIME)
+/// The users of a pod that has its own.
+const USERS: v1::IdMapping = v1::IdMapping {
+    host_id: 100_000,
+    container_id: 0,
+    length: 65_536,
+};
+
+fn pod_with_users<'a>(cri: &'a Cri, handler: &str) -> Result<Pod<'a>> {
+    cri.pod(handler)
         .namespaces(|namespaces| {
             namespaces.userns_options = Some(v1::UserNamespace {
                 mode: v1::NamespaceMode::Pod.into(),
-                uids: vec![mapping],
-                gids: vec![mapping],
+                uids: vec![USERS],
+                gids: vec![USERS],
             });
         })
-        .run();
-    let refused = |reason: &str| {
-        let error = pod.as_ref().err().context("the pod runs")?;
-        let text = format!("{error:#}");
-        assert!(text.contains(reason), "{text}");
-        Ok(())
-    };
-    match cri.engine().version() {
-        Version::V1_6 => {
-            let pod = pod?;
-            let guest = pod.container(["/tool.wasm", "sleep", "1000"]).start()?;
-            assert_eq!(namespace(&guest, "user")?, own("user")?);
-            pod.end()
+        .run()
+}
+
+/// The files of the volumes belong to the pod's users as they belong to the node's, as a kubelet asks.
+fn with_mapped_volumes(container: Builder) -> Builder {
+    container.with(|config| {
+        for mount in &mut config.mounts {
+            mount.uid_mappings = vec![USERS];
+            mount.gid_mappings = vec![USERS];
         }
-        // Folders of containerd's state are closed to the pod's root.
-        Version::V1_7 => refused("Permission denied"),
-        Version::V2_1 => refused("hostUsers"),
+    })
+}
+
+/// What the root of such a pod is, and what is his.
+const ROOTS: &str = "cat /proc/self/uid_map /proc/self/gid_map; id -u; id -g; \
+    stat -c '%n %u %g' / /bin/busybox /etc/hosts /work; \
+    echo mine > /mine && chown 7:8 /mine && stat -c '%n %u %g' /mine; \
+    echo more >> /etc/hosts && grep -c localhost /etc/hosts; touch /dev/shm/mine && echo shared";
+
+/// A pod with users of its own (`hostUsers: false`). containerd 1.6 does not know what is asked for, and
+/// gives it the node's.
+fn user_namespaces(cri: &Cri) -> Result<()> {
+    let version = cri.engine().version();
+    let run = |handler: &str| -> Result<Ended> {
+        let pod = pod_with_users(cri, handler)?;
+        let container = pod.container(["/bin/sh", "-c", ROOTS]);
+        let ended = container
+            .with(|config| config.working_dir = "/work".into())
+            .run()?;
+        pod.end()?;
+        Ok(ended)
+    };
+    let ended = run(WASMTIME)?;
+    if version == Version::V2_1 {
+        // Here runc has to map the ids of files, which not every runc can.
+        let own = "         0     100000      65536\n";
+        assert_eq!(
+            ended.output,
+            format!(
+                "{own}{own}0\n0\n/ 0 0\n/bin/busybox 0 0\n/etc/hosts 0 0\n/work 0 0\n\
+                 /mine 7 8\n1\nshared\n"
+            ),
+            "{}",
+            ended.errors
+        );
+    } else {
+        assert_eq!(ended, run(RUNC)?);
     }
+
+    let pod = pod_with_users(cri, WASMTIME)?;
+    let guest = pod.container(["/tool.wasm", "sleep", "1000"]).start()?;
+    guest.wait_for_log("sleeping")?;
+    if version == Version::V1_6 {
+        assert_eq!(namespace(&guest, "user")?, own("user")?);
+        return pod.end();
+    }
+    let linux = pod.container(["/bin/sleep", "1000"]).start()?;
+    assert_eq!(namespace(&guest, "user")?, namespace(&linux, "user")?);
+    assert_ne!(namespace(&guest, "user")?, own("user")?);
+    let status = fs::read_to_string(format!("/proc/{}/status", guest.pid()?))?;
+    assert_eq!(field(&status, "Uid")?, "100000\t100000\t100000\t100000");
+    // Guests and Linux programs write as the pod's root, in both kinds of containers.
+    for container in [&guest, &linux] {
+        container
+            .exec_sync(["/tool.wasm", "write", "/guests", "x"], 10)?
+            .success()?;
+        let written = container
+            .exec_sync(["/bin/stat", "-c", "%u %g", "/guests"], 10)?
+            .success()?;
+        assert_eq!(written, "0 0\n");
+    }
+    pod.end()
+}
+
+/// A volume of such a pod: its files belong to the pod's users as they do to the node's on disk.
+/// containerd 1.6 leaves out that this was asked for, 1.7 refuses it.
+fn mapped_volumes(cri: &Cri) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::write(folder.path().join("theirs"), "theirs")?;
+    let nested = folder.path().join("nested");
+    fs::create_dir(&nested)?;
+    let pod = pod_with_users(cri, WASMTIME)?;
+    let script = "echo mine > /volume/mine && stat -c '%n %u %g' /volume/*";
+    let container = pod.container(["/bin/sh", "-c", script]);
+    let ran = with_mapped_volumes(container.mount(folder.path(), "/volume")).run();
+    if cri.engine().version() == Version::V1_7 {
+        let error = format!("{:#}", ran.err().context("the container runs")?);
+        assert!(error.contains("idmap mounts not yet supported"), "{error}");
+        return pod.end();
+    }
+    let expected = "/volume/mine 0 0\n/volume/nested 0 0\n/volume/theirs 0 0\n";
+    assert_eq!(ran?.success()?, expected);
+    let guest = pod.container(["/tool.wasm", "write", "/volume/guests", "x"]);
+    with_mapped_volumes(guest.mount(folder.path(), "/volume"))
+        .run()?
+        .success()?;
+    for file in ["mine", "guests"] {
+        let owner = fs::metadata(folder.path().join(file))?;
+        assert_eq!((owner.uid(), owner.gid()), (0, 0), "{file}");
+    }
+    pod.end()
 }

@@ -15,7 +15,7 @@ use pathrs::flags::OpenFlags;
 use crate::bundle::Bundle;
 use crate::holder::Holder;
 use crate::zygote::Create;
-use crate::{home, hooks, pod, users};
+use crate::{binds, home, hooks, pod, users};
 
 /// What libcontainer cannot take from the configuration.
 pub(crate) struct Apart {
@@ -48,6 +48,7 @@ pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Apart, Stri
         no_swap(spec);
     }
     let start_hooks = hooks::take_over(spec)?;
+    binds::prepare(spec, &bundle.path)?;
     let users = users::make(spec)?;
     if bundle.spec != before {
         replace(&bundle.path, &bundle.spec)

@@ -136,7 +136,15 @@ impl Bundle {
     /// The host's user and group that stand for the user of `process`, through the mappings of
     /// the container's user namespace if it has one.
     pub fn owner_of(&self, process: &Process) -> (Uid, Gid) {
-        let (uid, gid) = (process.user().uid(), process.user().gid());
+        self.on_host(process.user().uid(), process.user().gid())
+    }
+
+    /// The host's user and group that stand for the container's root.
+    pub(crate) fn root(&self) -> (Uid, Gid) {
+        self.on_host(0, 0)
+    }
+
+    fn on_host(&self, uid: u32, gid: u32) -> (Uid, Gid) {
         let linux = self.spec.linux().as_ref();
         let mapped = |id, mappings: Option<&Vec<LinuxIdMapping>>| {
             mappings.map_or(id, |mappings| host_id(id, mappings).unwrap_or(id))

@@ -90,7 +90,7 @@ fn linux() -> LinuxFeature {
     let mut selinux = Selinux::default();
     selinux.set_enabled(Some(false));
     let mut idmap = IDMap::default();
-    idmap.set_enabled(Some(false));
+    idmap.set_enabled(Some(true));
     let mut mounts = MountExtensions::default();
     mounts.set_idmap(Some(idmap));
     let mut linux = LinuxFeature::default();

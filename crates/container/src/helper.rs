@@ -13,7 +13,7 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, setfsgid, setfsuid};
 use pathrs::Root;
 
 use crate::adapt::{Apart, adapt};
@@ -204,15 +204,21 @@ fn restrict_devices(pid: i32, bundle: &Bundle) -> Result<(), String> {
     restrict().map_err(|reason| format!("restricting the container's devices: {reason}"))
 }
 
-/// Makes the process's working directory where the image lacks it, as runc does. Where it cannot
-/// be made (on a read-only file system, say), entering it fails and tells.
+/// Makes the process's working directory where the image lacks it, as runc does: as the container's
+/// root. Where it cannot be made (on a read-only file system, say), entering it fails and tells.
 fn make_working_directory(bundle: &Bundle) {
     let Some(cwd) = bundle.process().map(|process| process.cwd()) else {
         return;
     };
+    let (user, group) = bundle.root();
     // Below the root whatever symbolic links the image holds.
-    let made = Root::open(&bundle.rootfs)
-        .and_then(|root| root.mkdir_all(cwd, &Permissions::from_mode(0o755)));
+    let made = Root::open(&bundle.rootfs).and_then(|root| {
+        let (user, group) = (setfsuid(user), setfsgid(group));
+        let made = root.mkdir_all(cwd, &Permissions::from_mode(0o755));
+        setfsgid(group);
+        setfsuid(user);
+        made
+    });
     if let Err(error) = made {
         log::debug!("making the working directory {}: {error}", cwd.display());
     }

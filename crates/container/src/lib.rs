@@ -6,6 +6,7 @@
 //! [`Stdio`], [`Reaper`], [`cgroup`].
 
 mod adapt;
+mod binds;
 mod birth;
 mod birthmark;
 mod bundle;
@@ -20,6 +21,7 @@ mod helper;
 mod holder;
 mod home;
 mod hooks;
+mod idmap;
 mod init;
 mod memory;
 mod message;

@@ -6,6 +6,7 @@
 //! namespace that is there.
 
 use std::fs;
+use std::path::PathBuf;
 
 use nix::sched::{CloneFlags, unshare};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
@@ -28,35 +29,46 @@ pub(crate) fn make(spec: &mut Spec) -> Result<Option<Holder>, String> {
     let Some(new) = new else {
         return Ok(None);
     };
-    let users = table("uidMappings", linux.uid_mappings().as_ref())?;
-    let groups = table("gidMappings", linux.gid_mappings().as_ref())?;
-    let (holder, _) = Holder::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWUSER)
-            .map(|()| None)
-            .map_err(|error| format!("making the container's user namespace: {error}"))
-    })?;
-    let process = format!("/proc/{}", holder.pid);
-    for (file, table) in [("uid_map", users), ("gid_map", groups)] {
-        fs::write(format!("{process}/{file}"), &table).map_err(|error| {
-            format!(
-                "mapping the ids of the container's user namespace ({file} of {table:?}): {error}"
-            )
-        })?;
-    }
-    new.set_path(Some(format!("{process}/ns/user").into()));
+    let users = table("linux.uidMappings", linux.uid_mappings().as_ref())?;
+    let groups = table("linux.gidMappings", linux.gid_mappings().as_ref())?;
+    let holder = namespace(&users, &groups)?;
+    new.set_path(Some(path(&holder)));
     linux.set_namespaces(Some(namespaces));
     Ok(Some(holder))
 }
 
-/// `mappings` as user_namespaces(7) has them in `uid_map` and `gid_map`.
-fn table(name: &str, mappings: Option<&Vec<LinuxIdMapping>>) -> Result<String, String> {
+/// Makes a user namespace in which `users` and `groups` are mapped, tables of user_namespaces(7).
+///
+/// # Errors
+/// When the kernel makes none, or does not take the tables.
+pub(crate) fn namespace(users: &str, groups: &str) -> Result<Holder, String> {
+    let (holder, _) = Holder::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWUSER)
+            .map(|()| None)
+            .map_err(|error| format!("making a user namespace: {error}"))
+    })?;
+    for (file, table) in [("uid_map", users), ("gid_map", groups)] {
+        fs::write(format!("/proc/{}/{file}", holder.pid), table).map_err(|error| {
+            format!("mapping the ids of a user namespace ({file} of {table:?}): {error}")
+        })?;
+    }
+    Ok(holder)
+}
+
+/// Where the user namespace is that `holder` holds.
+pub(crate) fn path(holder: &Holder) -> PathBuf {
+    format!("/proc/{}/ns/user", holder.pid).into()
+}
+
+/// `mappings` as user_namespaces(7) has them in `uid_map` and `gid_map`; `name` is that of the
+/// property that they are from.
+///
+/// # Errors
+/// When there are none.
+pub(crate) fn table(name: &str, mappings: Option<&Vec<LinuxIdMapping>>) -> Result<String, String> {
     let mappings = mappings
         .filter(|mappings| !mappings.is_empty())
-        .ok_or_else(|| {
-            format!(
-                "the container is to have a new user namespace but config.json has no linux.{name}"
-            )
-        })?;
+        .ok_or_else(|| format!("ids are to be mapped but config.json has no {name}"))?;
     let line = |mapping: &LinuxIdMapping| {
         let (inside, outside) = (mapping.container_id(), mapping.host_id());
         format!("{inside} {outside} {}\n", mapping.size())

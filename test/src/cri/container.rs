@@ -148,7 +148,7 @@ pub struct Line {
 }
 
 /// How a container ended.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// Its exit code.
     pub code: i32,
