@@ -388,23 +388,27 @@ mod inside {
     #[ignore = "needs cgroup v2 and systemd"]
     fn systemd_cgroups_run_out_of_memory() -> Result<()> {
         let engine = engine()?;
-        let greedy = [
-            engine.container(&Rootfs::busybox()).args([
-                "/bin/dd",
-                "if=/dev/zero",
-                "of=/dev/null",
-                "bs=200M",
-                "count=1",
-            ]),
-            engine
-                .container(&Rootfs::guests()?)
-                .args(["/tool.wasm", "alloc", "200"]),
-        ];
-        for builder in greedy {
+        let guests = Rootfs::guests()?;
+        let greedy = |_| {
+            [
+                engine.container(&Rootfs::busybox()).args([
+                    "/bin/dd",
+                    "if=/dev/zero",
+                    "of=/dev/null",
+                    "bs=200M",
+                    "count=1",
+                ]),
+                engine
+                    .container(&guests)
+                    .args(["/tool.wasm", "alloc", "200"]),
+            ]
+        };
+        for builder in (0..5).flat_map(greedy) {
             let container = by_systemd(builder).memory(48 * MEBIBYTE).create()?;
             container.start()?;
-            // No TaskOOM is asked for: systemd removes the scope as soon as it is empty, and
-            // may be ahead of the shim, which reads there why the process was killed.
+            // systemd removes the scope as soon as it is empty, and may be ahead of the shim, which
+            // reads there why the process was killed.
+            container.wait_for_event("oom")?;
             container.wait_for_event("exit")?;
             let id = container.id().to_owned();
             assert_eq!(container.finish()?.status, 137);

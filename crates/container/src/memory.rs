@@ -1,13 +1,15 @@
 //! Whether the kernel has killed for want of memory.
 //!
 //! The cgroup of a container whose create fails is gone, and its counters with it, before anybody
-//! could read them. So the machine's counter is asked before and after.
+//! could read them; so may that of a container which systemd cleans up after. So the machine's counter is
+//! asked before and after.
 
 use std::fs;
 
 use crate::bundle::Bundle;
 
 /// The machine's count of processes killed for want of memory at one moment.
+#[derive(Clone, Copy, Debug)]
 pub struct OomKills(u64);
 
 impl OomKills {
@@ -17,10 +19,15 @@ impl OomKills {
         Self(count(&counters).unwrap_or_default())
     }
 
+    /// Whether the kernel has killed since.
+    pub(crate) fn have_risen(&self) -> bool {
+        Self::now().0 > self.0
+    }
+
     /// `reason`, why the container of `bundle` could not be made, and that memory may be the cause, if
     /// the kernel has killed since.
     pub fn explain(&self, reason: &str, bundle: &Bundle) -> String {
-        if Self::now().0 == self.0 {
+        if !self.have_risen() {
             return reason.to_owned();
         }
         let limit = bundle.memory_limit().map_or_else(

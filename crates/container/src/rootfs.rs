@@ -212,10 +212,10 @@ mod tests {
 
     #[test]
     fn layers_have_a_folder_in_common() {
-        let common = |layers: &[&'static str]| {
-            let layers: Vec<&Path> = layers.iter().map(Path::new).collect();
+        fn common(layers: &[&'static str]) -> Option<&'static Path> {
+            let layers: Vec<&'static Path> = layers.iter().map(|l| Path::new(*l)).collect();
             common_folder(&layers)
-        };
+        }
         assert_eq!(common(&["/s/1/fs", "/s/12/fs"]), Some(Path::new("/s")));
         assert_eq!(common(&["/s/1/fs"]), Some(Path::new("/s/1")));
         assert_eq!(common(&["/s/1", "/t/1"]), None);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use container::OomKills;
 use container::cgroup::{Cgroup, Error, OomWatch, Stats};
 use nix::sys::signal::Signal;
 use tokio::time::timeout;
@@ -267,29 +268,30 @@ fn the_cgroup_of_the_caller_is_spared() {
 async fn every_out_of_memory_kill_is_reported_until_the_cgroup_is_gone() {
     let fixture = Fixture::new("oom");
     fixture.limit_memory(16 << 20);
-    let mut watch = OomWatch::new(&fixture.cgroup).unwrap();
-    assert!(!watch.take());
+    let mut watch = OomWatch::new(&fixture.cgroup, OomKills::now()).unwrap();
+    assert!(!watch.take(true));
     for round in 0..2 {
         // A line without an end does not fit into memory.
         let mut child = fixture.run("exec tail /dev/zero");
         let report = timeout(PATIENCE, watch.next()).await;
         assert_eq!(report, Ok(Some(())), "round {round}");
         assert_eq!(killed_by(&mut child), Some(9));
-        assert!(!watch.take(), "a kill was counted twice");
+        assert!(!watch.take(true), "a kill was counted twice");
     }
     // An exit of another kind is no report, and a kill can be asked for without waiting.
     assert!(fixture.run("exit 0").wait().unwrap().success());
-    assert!(!watch.take());
+    assert!(!watch.take(true));
     assert_eq!(killed_by(&mut fixture.run("exec tail /dev/zero")), Some(9));
-    assert!(watch.take());
+    assert!(watch.take(true));
 
     let (report, removed) = tokio::join!(timeout(PATIENCE, watch.next()), async {
         fixture.cgroup.remove()
     });
     removed.unwrap();
     assert_eq!(report, Ok(None));
+    assert!(!watch.take(true), "the last kill was counted twice");
     assert!(matches!(
-        OomWatch::new(&fixture.cgroup),
+        OomWatch::new(&fixture.cgroup, OomKills::now()),
         Err(Error::Io { .. })
     ));
 }
@@ -300,7 +302,7 @@ async fn watches_hold_nothing_open_afterwards() {
     let open = || fs::read_dir("/proc/self/fd").unwrap().count();
     let before = open();
     for _ in 0..300 {
-        drop(OomWatch::new(&fixture.cgroup).unwrap());
+        drop(OomWatch::new(&fixture.cgroup, OomKills::now()).unwrap());
     }
     // Tests that run at the same time open some too, but not that many.
     assert!(

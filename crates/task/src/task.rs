@@ -204,7 +204,7 @@ impl Task {
         });
         // Made before the task can be started, so that no kill is missed.
         let oom = task.cgroup.as_ref().and_then(|cgroup| {
-            OomWatch::new(cgroup)
+            OomWatch::new(cgroup, kills)
                 .inspect_err(|error| log::warn!("{}: {error}", task.id))
                 .ok()
         });
@@ -229,18 +229,19 @@ impl Task {
                 ..TaskOOM::default()
             });
         };
+        let mut watching = true;
         let exit = loop {
             let killed = async {
                 match &mut oom {
-                    Some(watch) => watch.next().await,
-                    None => std::future::pending().await,
+                    Some(watch) if watching => watch.next().await,
+                    _ => std::future::pending().await,
                 }
             };
             tokio::select! {
                 biased;
                 killed = killed => match killed {
                     Some(()) => out_of_memory(),
-                    None => oom = None,
+                    None => watching = false,
                 },
                 exit = &mut init => match exit {
                     Ok(exit) => break exit,
@@ -249,7 +250,8 @@ impl Task {
                 },
             }
         };
-        if oom.is_some_and(|mut oom| oom.take()) {
+        let killed = exit.status == 128 + Signal::SIGKILL as u32;
+        if oom.is_some_and(|mut oom| oom.take(killed)) {
             out_of_memory();
         }
         if !self.owns_pid_namespace {

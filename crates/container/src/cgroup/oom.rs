@@ -5,6 +5,10 @@
 //! an eventfd, kernel's admin-guide/cgroup-v1/memory.rst section 10; v2: inotify) and
 //! then compares. The count decides, because the sign alone is not enough: v1 gives it before the
 //! kill, and also to every cgroup below one that ran out of memory.
+//!
+//! systemd removes a scope as soon as its last process is gone, and may do so before the count has been
+//! read. Then three things together decide (v2): there was a sign, the process was killed by
+//! SIGKILL, and the machine's own count has risen since the cgroup's was last read.
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -20,6 +24,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep};
 
 use super::{Cgroup, Error, Result, Tree, stats};
+use crate::memory::OomKills;
 
 /// How long after v1's sign the kill is looked for, and how often.
 const KILL_FOLLOWS: Duration = Duration::from_secs(1);
@@ -39,18 +44,23 @@ pub struct OomWatch {
     early: bool,
     /// Until when a kill is looked for, after an early sign.
     expected_until: Option<Instant>,
+    /// Whether the cgroup has ever been short of memory (v2).
+    short: bool,
+    /// The machine's count when the cgroup's was last read.
+    machine: OomKills,
 }
 
 impl OomWatch {
     /// Starts to watch an existing cgroup; kills from here on are reported. Make it when the
-    /// container is created and before it is started, and no kill is missed.
+    /// container is created and before it is started, and no kill is missed. `machine` is the
+    /// machine's count at some moment before.
     ///
     /// Must be called within a tokio runtime whose I/O and time drivers are enabled.
     ///
     /// # Errors
     /// [`Error::NoMemoryController`] when the cgroup has none; [`Error::Io`] when it is gone
     /// or the process has no file descriptors left; [`Error::Malformed`] on v1 before Linux 4.13.
-    pub fn new(cgroup: &Cgroup) -> Result<OomWatch> {
+    pub fn new(cgroup: &Cgroup, machine: OomKills) -> Result<OomWatch> {
         let (sign, counter, early) = match &cgroup.tree {
             Tree::V1(controllers) => {
                 let folder = cgroup.v1_folder("memory").ok_or_else(|| {
@@ -77,6 +87,8 @@ impl OomWatch {
             reported,
             early,
             expected_until: None,
+            short: false,
+            machine,
         })
     }
 
@@ -84,12 +96,15 @@ impl OomWatch {
     /// one. None when the cgroup is gone. May be dropped and called again without missing a kill.
     pub async fn next(&mut self) -> Option<()> {
         loop {
+            let machine = self.short.then(OomKills::now);
             match kills(&self.counter) {
-                Ok(Some(count)) if count > self.reported => {
-                    self.reported = count;
-                    return Some(());
+                Ok(Some(count)) => {
+                    self.machine = machine.unwrap_or(self.machine);
+                    if count > self.reported {
+                        self.reported = count;
+                        return Some(());
+                    }
                 }
-                Ok(Some(_)) => {}
                 Ok(None) => return None,
                 Err(error) => {
                     log::warn!("no longer watching for out-of-memory kills: {error}");
@@ -104,29 +119,42 @@ impl OomWatch {
     }
 
     /// Whether there was a kill that [`OomWatch::next`] has not reported, and counts it as
-    /// reported. Ask it when the container's init has been reaped: the kernel counts a kill before
-    /// the process dies, so the report can always go out ahead of the exit's.
-    pub fn take(&mut self) -> bool {
+    /// reported. Ask it when the container's init has been reaped, and say whether that was
+    /// `killed` by SIGKILL: the kernel counts a kill before the process dies, so the report can
+    /// always go out ahead of the exit's.
+    pub fn take(&mut self, killed: bool) -> bool {
         match kills(&self.counter) {
             Ok(Some(count)) if count > self.reported => {
                 self.reported = count;
                 true
             }
+            Ok(None) if killed && !self.early => {
+                while let Ok(change) = self.read_sign() {
+                    self.short |= change;
+                }
+                std::mem::take(&mut self.short) && self.machine.have_risen()
+            }
             _ => false,
         }
+    }
+
+    /// Takes a sign back, if there is one; returns whether it says that v2's counters have changed.
+    fn read_sign(&self) -> nix::Result<bool> {
+        // Large enough for an eventfd's counter and for many inotify events; what is left keeps
+        // the descriptor readable.
+        let mut buffer = [0; 4096];
+        let length = read(self.sign.get_ref(), &mut buffer)?;
+        Ok(!self.early && has_modification(&buffer[..length]))
     }
 
     /// Waits until the kernel gives a sign and takes it back. None when it never will again.
     async fn wait_for_sign(&mut self) -> Option<()> {
         self.expected_until = None;
         let mut ready = self.sign.readable().await.ok()?;
-        // Large enough for an eventfd's counter and for many inotify events; what is left keeps
-        // the descriptor readable.
-        let mut buffer = [0; 4096];
-        match read(self.sign.get_ref(), &mut buffer) {
+        match self.read_sign() {
             Ok(_) if self.early => self.expected_until = Some(Instant::now() + KILL_FOLLOWS),
+            Ok(change) => self.short |= change,
             Err(Errno::EAGAIN) => ready.clear_ready(),
-            Ok(_) => {}
             Err(errno) => {
                 log::warn!(
                     "no longer watching for out-of-memory kills: cannot read a sign: {errno}"
@@ -136,6 +164,20 @@ impl OomWatch {
         }
         Some(())
     }
+}
+
+/// Whether one of inotify's `events` (inotify(7)) tells of a file that has changed.
+fn has_modification(mut events: &[u8]) -> bool {
+    // The watch's number, the kind, a cookie, the length of the name that follows.
+    while let Some((head, rest)) = events.split_at_checked(16) {
+        let number =
+            |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        if number(4) & AddWatchFlags::IN_MODIFY.bits() != 0 {
+            return true;
+        }
+        events = rest.get(number(12) as usize..).unwrap_or_default();
+    }
+    false
 }
 
 /// The kills so far; none when the cgroup is gone.
@@ -187,4 +229,27 @@ fn v2_sign(folder: &Path) -> Result<OwnedFd> {
         .add_watch(above, AddWatchFlags::IN_DELETE | AddWatchFlags::IN_ONLYDIR)
         .map_err(|errno| failed(above, errno))?;
     Ok(inotify.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: AddWatchFlags, name: &[u8]) -> Vec<u8> {
+        let numbers = [1, kind.bits(), 0, name.len() as u32];
+        let mut event: Vec<u8> = numbers.iter().flat_map(|n| n.to_ne_bytes()).collect();
+        event.extend(name);
+        event
+    }
+
+    #[test]
+    fn a_modification_is_found_among_other_events() {
+        let other = event(AddWatchFlags::IN_DELETE, b"scope\0\0\0");
+        let change = event(AddWatchFlags::IN_MODIFY, b"");
+        assert!(!has_modification(&[]));
+        assert!(!has_modification(&other));
+        assert!(has_modification(&[other.clone(), change.clone()].concat()));
+        assert!(has_modification(&[change, other].concat()));
+        assert!(!has_modification(&[0, 1, 2]));
+    }
 }

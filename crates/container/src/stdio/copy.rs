@@ -30,11 +30,11 @@ impl Source for pipe::Receiver {
 }
 
 /// Where bytes go.
-pub(super) type Sink = Box<dyn AsyncWrite + Send + Unpin>;
+pub(super) type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// Copies until the source ends or the sink is closed, counting bytes in `copied`. Holds a buffer
 /// only while there is something to copy: most containers are silent most of the time.
-pub(super) async fn copy(source: impl Source, mut sink: Sink, copied: Arc<AtomicU64>) {
+pub(super) async fn copy(source: impl Source, mut sink: Writer, copied: Arc<AtomicU64>) {
     while source.readable().await.is_ok() {
         let mut buffer = vec![0; CHUNK];
         loop {
@@ -65,7 +65,7 @@ pub(super) async fn copy(source: impl Source, mut sink: Sink, copied: Arc<Atomic
 
 /// Writes all of `bytes`, counting what has been taken as it is: a slow reader is not one that has
 /// gone.
-async fn pass_on(mut bytes: &[u8], sink: &mut Sink, copied: &AtomicU64) -> io::Result<()> {
+async fn pass_on(mut bytes: &[u8], sink: &mut Writer, copied: &AtomicU64) -> io::Result<()> {
     while !bytes.is_empty() {
         let taken = sink.write(bytes).await?;
         if taken == 0 {

@@ -28,11 +28,11 @@ use tokio::task::JoinSet;
 pub use console::Console;
 use console::WeakConsole;
 pub(crate) use console_socket::ConsoleSocket;
-use copy::{Sink, Source, copy};
+use copy::{Source, Writer, copy};
 use logger::Logger;
 pub use logger::Logging;
 pub(crate) use pty::Pty;
-use target::{Target, check_fifo};
+use target::{Sink, Target, check_fifo};
 
 /// How long output may make no progress after its process has ended before it is given up: what
 /// the runc shim waits.
@@ -150,7 +150,7 @@ enum Stdin {
     /// is open.
     Waiting {
         path: PathBuf,
-        sink: Sink,
+        sink: Writer,
         closed: bool,
     },
     /// It is copied; clients may come and go, as the FIFO is kept open for writing too.
@@ -220,13 +220,13 @@ impl Stdio {
                 Output::Sink(sink) => sink,
                 Output::Logger(stdout, _) => {
                     let pipe = pipe::Sender::from_owned_fd(stdout).map_err(pipe_error("stdout"))?;
-                    Some(Box::new(pipe))
+                    Some(Sink::Open(Box::new(pipe)))
                 }
             };
             *lock(&stdio.terminal) = Terminal::Wanted {
                 stdin: input,
                 // What nobody wants must be read all the same.
-                stdout: stdout.unwrap_or_else(|| Box::new(tokio::io::sink())),
+                stdout: stdout.unwrap_or_else(|| Sink::Open(Box::new(tokio::io::sink()))),
             };
             return Ok((stdio, ProcessStdio::Terminal));
         }
@@ -274,8 +274,8 @@ impl Stdio {
     }
 
     fn copy_output(&self, source: impl Source, sink: Sink) {
-        let copying = copy(source, sink, self.copied.clone());
-        lock(&self.output).spawn(copying);
+        let copied = self.copied.clone();
+        lock(&self.output).spawn(async move { copy(source, sink.ready().await, copied).await });
     }
 
     /// Starts copying the output of the terminal that has been made for the process.
@@ -350,8 +350,6 @@ impl Stdio {
     /// Waits until everything that the process wrote has been handed over, or until nobody has
     /// taken any of it for ten seconds. To be called when the process has ended.
     pub async fn drain(&self) {
-        self.close_stdin();
-        lock(&self.stdin_copy).abort_all();
         let mut output = std::mem::take(&mut *lock(&self.output));
         let mut copied = self.copied.load(Ordering::Relaxed);
         while !output.is_empty() {
@@ -372,6 +370,10 @@ impl Stdio {
     /// Waits for the end of the process's logger, if it has one: it is given ten seconds to take what
     /// is left, and then ended. To be called when nobody has its streams any more.
     pub async fn close(&self) {
+        // Not at the process's end: a client that is only about to open its FIFO would wait forever.
+        *lock(&self.stdin) = Stdin::Closed;
+        let mut stdin = std::mem::take(&mut *lock(&self.stdin_copy));
+        stdin.shutdown().await;
         // A terminal that never was, or whose copying failed, has the logger's pipe still.
         *lock(&self.terminal) = Terminal::None;
         lock(&self.output).abort_all();
@@ -435,6 +437,7 @@ mod tests {
     use nix::sys::stat::Mode;
     use std::fs::File;
     use std::io::{Read, Write};
+    use std::os::unix::fs::OpenOptionsExt;
 
     fn root() -> (Uid, Gid) {
         (Uid::from_raw(0), Gid::from_raw(0))
@@ -482,6 +485,12 @@ mod tests {
             self.0.path().join(name).to_str().unwrap().to_owned()
         }
 
+        /// Reads a FIFO to its end.
+        fn read(&self, name: &str) -> tokio::task::JoinHandle<String> {
+            let path = self.path(name);
+            tokio::task::spawn_blocking(move || std::fs::read_to_string(path).unwrap())
+        }
+
         fn paths(&self) -> StdioPaths {
             StdioPaths {
                 stdin: self.path("in"),
@@ -497,13 +506,7 @@ mod tests {
         let fifos = Fifos::new();
         let (stdio, [mut stdin, mut stdout, stderr]) = connect(&fifos.paths(), root()).await;
         stdio.open_stdin().unwrap();
-        // Opened while the other side is: afterwards nobody would be there any more.
-        let mut out = File::open(fifos.path("out")).unwrap();
-        let reader = std::thread::spawn(move || {
-            let mut text = String::new();
-            out.read_to_string(&mut text).unwrap();
-            text
-        });
+        let [out, err] = ["out", "err"].map(|name| fifos.read(name));
         std::fs::OpenOptions::new()
             .write(true)
             .open(fifos.path("in"))
@@ -521,7 +524,34 @@ mod tests {
         drop((stdout, stderr));
         stdio.drain().await;
         drop(stdio);
-        assert_eq!(reader.join().unwrap(), "said");
+        assert_eq!(out.await.unwrap(), "said");
+        assert_eq!(err.await.unwrap(), "");
+    }
+
+    #[tokio::test]
+    async fn a_reader_may_come_late() {
+        let fifos = Fifos::new();
+        let (stdio, [stdin, mut stdout, stderr]) = connect(&fifos.paths(), root()).await;
+        stdio.open_stdin().unwrap();
+        stdout.write_all(b"said").unwrap();
+        drop((stdin, stdout, stderr));
+        let stdio = Arc::new(stdio);
+        let mut drained = tokio::spawn({
+            let stdio = stdio.clone();
+            async move { stdio.drain().await }
+        });
+        let early = tokio::time::timeout(Duration::from_millis(50), &mut drained).await;
+        assert!(early.is_err(), "nobody has taken it");
+        let [out, err] = ["out", "err"].map(|name| fifos.read(name));
+        drained.await.unwrap();
+        // One who writes finds the process's side open until all is over.
+        let mut options = std::fs::OpenOptions::new();
+        let options = options.write(true).custom_flags(libc::O_NONBLOCK);
+        drop(options.open(fifos.path("in")).unwrap());
+        stdio.close().await;
+        assert!(options.open(fifos.path("in")).is_err());
+        assert_eq!(out.await.unwrap(), "said");
+        assert_eq!(err.await.unwrap(), "");
     }
 
     #[tokio::test]
@@ -589,13 +619,7 @@ mod tests {
             .unwrap();
         assert_eq!(size.stdout, b"43 132\n");
 
-        // Opened while the other side is: afterwards nobody would be there any more.
-        let mut out = File::open(fifos.path("out")).unwrap();
-        let reader = std::thread::spawn(move || {
-            let mut text = String::new();
-            out.read_to_string(&mut text).unwrap();
-            text
-        });
+        let out = fifos.read("out");
         let mut slave = File::from(pty.slave);
         std::fs::OpenOptions::new()
             .write(true)
@@ -613,6 +637,6 @@ mod tests {
         stdio.drain().await;
         drop(stdio);
         // What was typed is echoed, and a terminal's lines end with two characters.
-        assert_eq!(reader.join().unwrap(), "typed\r\nsaid\r\n");
+        assert_eq!(out.await.unwrap(), "typed\r\nsaid\r\n");
     }
 }

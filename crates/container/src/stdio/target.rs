@@ -2,12 +2,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::net::unix::pipe;
+use tokio::time::sleep;
 use url::{ParseError, Url};
 
 use super::StdioError;
-use super::copy::Sink;
+use super::copy::Writer;
 use super::logger::Program;
 
 /// Where a stream comes from or goes to.
@@ -65,28 +67,80 @@ impl Target {
         }
     }
 
-    /// Opens it for output; nothing if it is nowhere. A FIFO is opened for reading too: then there
-    /// is always a reader, and output waits in it while its client is away.
+    /// Opens it for output; nothing if it is nowhere.
     ///
     /// # Errors
     /// open(2)'s; and a logger is nothing to open.
     pub(super) fn open(self) -> io::Result<Option<Sink>> {
         Ok(Some(match self {
             Self::Null => return Ok(None),
-            Self::Fifo(path) if is_fifo(&path)? => Box::new(
-                pipe::OpenOptions::new()
-                    .read_write(true)
-                    .open_sender(path)?,
-            ),
+            Self::Fifo(path) if is_fifo(&path)? => match fifo_with_reader(&path)? {
+                Some(fifo) => Sink::Open(fifo),
+                None => Sink::Awaited(path),
+            },
             // A plain file where a FIFO was meant is appended to, as the runc shim does.
-            Self::Fifo(path) => Box::new(append(&path, false)?),
-            Self::File(path) => Box::new(append(&path, true)?),
+            Self::Fifo(path) => Sink::Open(Box::new(append(&path, false)?)),
+            Self::File(path) => Sink::Open(Box::new(append(&path, true)?)),
             Self::Logger(_) => {
                 return Err(io::Error::other(
                     "a logger takes stdout and stderr, and is named as the stdout",
                 ));
             }
         }))
+    }
+}
+
+/// Where output goes.
+pub(super) enum Sink {
+    /// There.
+    Open(Writer),
+    /// Into a FIFO that nobody has opened for reading yet. Its client may be about to: one who comes
+    /// when its writer has gone again waits for another forever. (containerd opens its FIFOs in
+    /// threads of their own, and calls meanwhile.)
+    Awaited(PathBuf),
+}
+
+impl Sink {
+    /// Waits until there is somebody who reads.
+    pub(super) async fn ready(self) -> Writer {
+        let path = match self {
+            Self::Open(writer) => return writer,
+            Self::Awaited(path) => path,
+        };
+        let mut pause = SHORTEST_PAUSE;
+        loop {
+            match fifo_with_reader(&path) {
+                Ok(Some(writer)) => return writer,
+                Ok(None) => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                Err(error) => {
+                    log::warn!(
+                        "nobody has read a container's output from {}: {error}",
+                        path.display()
+                    );
+                    // What nobody wants must be read all the same.
+                    return Box::new(tokio::io::sink());
+                }
+            }
+        }
+    }
+}
+
+/// Between two looks whether a FIFO has a reader: most come at once, if they come.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// Opens a FIFO for output if somebody has it open for reading, or is about to and waits for a
+/// writer. It is opened for reading too: from now on output waits in it while its client is away.
+fn fifo_with_reader(path: &Path) -> io::Result<Option<Writer>> {
+    let mut options = pipe::OpenOptions::new();
+    match options.open_sender(path) {
+        Ok(_found) => Ok(Some(Box::new(options.read_write(true).open_sender(path)?))),
+        // Nobody (fifo(7)).
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
