@@ -216,6 +216,11 @@ fn read_some(fifo: &str, count: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Opens a FIFO as a client that is there before the container.
+fn both_ways(fifo: &str) -> Result<File> {
+    Ok(File::options().read(true).write(true).open(fifo)?)
+}
+
 /// Nothing is lost while nobody reads, with any runtime.
 fn reader_comes_back(engine: &Containerd) -> Result<()> {
     let text = numbers(100_000);
@@ -227,7 +232,6 @@ fn reader_comes_back(engine: &Containerd) -> Result<()> {
     ] {
         let folder = Folder::new(engine)?;
         let (out, err) = (folder.fifo("out")?, folder.fifo("err")?);
-        let both_ways = |path| File::options().read(true).write(true).open(path);
         // A create of the runc shim waits for readers.
         let clients = [both_ways(&out)?, both_ways(&err)?];
         let mut container = engine
@@ -258,11 +262,13 @@ fn slow_reader(engine: &Containerd) -> Result<()> {
     let rootfs = Rootfs::guests()?.file("/numbers", &text);
     let folder = Folder::new(engine)?;
     let (out, err) = (folder.fifo("out")?, folder.fifo("err")?);
+    let clients = [both_ways(&out)?, both_ways(&err)?];
     let mut container = engine
         .container(&rootfs)
         .streams("", &out, &err)
         .args(["/tool.wasm", "read", "/numbers"])
         .create()?;
+    drop(clients);
     container.start()?;
     let pid = container.pid();
     eventually("the container has ended", || {
