@@ -91,6 +91,27 @@ impl Caches {
         }
     }
 
+    /// The native code of the module with this SHA-256, if it is in the cache in `folder` or the
+    /// built-in one.
+    ///
+    /// # Errors
+    /// Why the cache cannot be used.
+    pub async fn known(
+        &self,
+        folder: Option<&Path>,
+        module: &[u8; 32],
+    ) -> Result<Option<File>, String> {
+        let (caches, module) = (self.clone(), *module);
+        let folder = folder
+            .unwrap_or(Path::new(wasm::DEFAULT_CACHE_DIR))
+            .to_owned();
+        let found = tokio::task::spawn_blocking(move || Ok(caches.cache(folder)?.known(&module)));
+        match found.await {
+            Ok(found) => found.map_err(|error: wasm::CacheError| error.to_string()),
+            Err(error) => Err(format!("looking for a guest's native code: {error}")),
+        }
+    }
+
     fn cache(&self, folder: PathBuf) -> Result<Arc<wasm::Cache>, wasm::CacheError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cache) = open.get(&folder) {

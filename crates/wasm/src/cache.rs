@@ -156,6 +156,11 @@ impl Cache {
         })
     }
 
+    /// The native code of the module with this SHA-256, open for reading, if it is here. Blocks.
+    pub fn known(&self, module: &[u8; 32]) -> Option<File> {
+        self.find(module)
+    }
+
     /// The native code of `module`, open for reading; compiled now if it never was. Blocks.
     ///
     /// `name` stands for the module in errors. `run` starts the command it is given, waits for it
