@@ -176,8 +176,7 @@ impl Task {
             .map_err(|error| Error::Unknown(format!("noting the container's state: {error}")))?;
         let since = Instant::now();
         let kills = OomKills::now();
-        let artifact =
-            |module: Module| daemon.artifact(&request.id, &bundle, &options, module);
+        let artifact = |module: Module| daemon.artifact(&request.id, &bundle, &options, module);
         let created = Container::create(&daemon.zygote, create, theirs, artifact).await;
         let (container, console) = match created {
             Ok(created) => created,

@@ -309,13 +309,14 @@ mod tests {
     #[test]
     fn what_breaks_the_layout_is_told() {
         let good = [layer('1', Some("a")), layer('2', Some("b"))];
-        let refused = |layers: &[Value], config: &str| {
-            manifest(layers).check(config.as_bytes()).unwrap_err()
-        };
+        let refused =
+            |layers: &[Value], config: &str| manifest(layers).check(config.as_bytes()).unwrap_err();
         manifest(&good).check(b"{}").unwrap();
         assert!(refused(&[], "{}").contains("without a layer"));
         assert!(refused(&[good[0].clone(), good[0].clone()], "{}").contains("twice"));
-        assert!(refused(&[layer('1', Some("a")), layer('2', Some("/a"))], "{}").contains("two layers"));
+        assert!(
+            refused(&[layer('1', Some("a")), layer('2', Some("/a"))], "{}").contains("two layers")
+        );
         assert!(refused(&good, "no").contains("not JSON"));
         assert!(refused(&good, "[]").contains("not a JSON object"));
         assert!(refused(&good, r#"{"layerDigests": 1}"#).contains("no list"));

@@ -132,7 +132,9 @@ impl Images {
             image: image.clone(),
             reason,
         };
-        let config = store.read(&image, &manifest.config.blob("the configuration")).await?;
+        let config = store
+            .read(&image, &manifest.config.blob("the configuration"))
+            .await?;
         manifest.check(&config).map_err(malformed)?;
         let is_entrypoint = manifest::without_function(entrypoint) == name;
         let layers = manifest.wasm_layers();

@@ -191,10 +191,7 @@ impl Store {
         }
         let digest = format!("sha256:{:x}", hash.finalize());
         if digest != blob.digest {
-            return Err(blob.damaged(format!(
-                "has the digest {digest} and not {}",
-                blob.digest
-            )));
+            return Err(blob.damaged(format!("has the digest {digest} and not {}", blob.digest)));
         }
         Ok(())
     }
