@@ -151,27 +151,25 @@ fn load(engine: &Dockerd, test: &str, image: &Raw) -> Result<String> {
     Ok(name)
 }
 
+/// The platform that an artifact of a module is for, as its configuration says.
+const ARTIFACTS: &str = "wasip1/wasm";
+
 #[test]
 fn artifact() -> Result<()> {
     let engine = containerd_store()?;
     let layer = Layer::new(WASM_LAYER, fs::read(guest("tool.wasm")?)?).title("tool.wasm");
     let image = load(&engine, "artifact", &Raw::artifact(&[layer]))?;
-    for platform in ["wasi/wasm", "wasip1/wasm", "linux/amd64"] {
-        let reply = run(&engine, platform, &image, &["/tool.wasm", "args", "one"])?;
-        eprintln!("{platform}: {reply:?}");
-    }
-    let reply = engine.docker(&[
-        "run",
-        "--rm",
-        "--runtime",
-        WASMTIME,
-        &image,
-        "/tool.wasm",
-        "args",
-    ])?;
-    eprintln!("none: {reply:?}");
-    eprintln!("{:?}", engine.docker(&["image", "ls", "--all"]));
-    anyhow::bail!("look")
+    let command = ["/tool.wasm", "args", "one"];
+    let reply = run(&engine, ARTIFACTS, &image, &command)?;
+    assert_eq!(reply.success()?, "/tool.wasm\nargs\none\n");
+    // Without a platform Docker warns, and runs it.
+    let any = ["run", "--rm", "--runtime", WASMTIME, &image];
+    let reply = engine.docker(&[&any, &command[..]].concat())?;
+    assert_eq!(reply.success()?, "/tool.wasm\nargs\none\n");
+    // To Docker it is not for wasi/wasm.
+    let reply = run(&engine, "wasi/wasm", &image, &command)?;
+    assert_eq!(reply.code, 125, "{reply:?}");
+    Ok(())
 }
 
 #[test]
@@ -179,48 +177,68 @@ fn component_layer() -> Result<()> {
     let engine = containerd_store()?;
     let layer = Layer::new(COMPONENT_LAYER, fs::read(guest("tool.wasm")?)?);
     let image = load(&engine, "component", &Raw::component("tool.wasm", &[layer]))?;
-    for platform in ["wasi/wasm", "wasip1/wasm", "linux/amd64"] {
-        let reply = run(&engine, platform, &image, &["args", "one"])?;
-        eprintln!("{platform}: {reply:?}");
-    }
-    let reply = engine.docker(&["run", "--rm", "--runtime", WASMTIME, &image, "args"])?;
-    eprintln!("none: {reply:?}");
-    anyhow::bail!("look")
+    let reply = run(&engine, ARTIFACTS, &image, &["args", "one"])?;
+    assert_eq!(reply.success()?, "tool.wasm\nargs\none\n");
+    Ok(())
 }
 
+/// lighter puts how an artifact is run into its configuration, where Docker looks.
 #[test]
 fn lighters_artifact() -> Result<()> {
     let engine = containerd_store()?;
     let (name, guest) = (name("made"), guest("tool.wasm")?.display().to_string());
-    lighter_docker(
-        &engine,
-        &[&guest, "-t", &name, "--artifact", "--cmd", "args"],
-    )?;
-    for platform in ["wasi/wasm", "wasip1/wasm", "linux/amd64"] {
-        let reply = run(&engine, platform, &name, &[])?;
-        eprintln!("{platform}: {reply:?}");
-    }
-    anyhow::bail!("look")
+    let args = [
+        &*guest,
+        "-t",
+        &name,
+        "--artifact",
+        "--cmd",
+        "env",
+        "--env",
+        "A=1",
+    ];
+    lighter_docker(&engine, &args)?;
+    let output = run(&engine, ARTIFACTS, &name, &[])?.success()?;
+    assert!(output.lines().any(|line| line == "A=1"), "{output}");
+    let reply = run(&engine, ARTIFACTS, &name, &["args", "one"])?;
+    assert_eq!(reply.success()?, "/tool.wasm\nargs\none\n");
+    Ok(())
 }
 
 #[test]
 fn pulled() -> Result<()> {
     let engine = containerd_store()?;
     let archive = tempfile::NamedTempFile::new_in(engine.folder())?;
-    let layer = Layer::new(WASM_LAYER, fs::read(guest("tool.wasm")?)?).title("tool.wasm");
-    Raw::artifact(&[layer]).save("example.com/pulled:1", archive.path())?;
-    let registry = Registry::serve(archive.path(), Some(engine.inside()))?;
-    let name = registry.name("pulled:1");
-    for platform in ["wasi/wasm", "wasip1/wasm", "linux/amd64"] {
-        eprintln!(
-            "{platform}: {:?}",
-            engine.docker(&["pull", "--platform", platform, &name])?
-        );
-        eprintln!(
-            "{:?}",
-            run(&engine, platform, &name, &["/tool.wasm", "args", "one"])
-        );
+    let tool = fs::read(guest("tool.wasm")?)?;
+    let artifact = Raw::artifact(&[Layer::new(WASM_LAYER, tool.clone())]);
+    let component = Raw::component("/tool.wasm", &[Layer::new(COMPONENT_LAYER, tool)]);
+    for (image, command) in [
+        (artifact, &["/tool.wasm", "args"][..]),
+        (component, &["args"]),
+    ] {
+        image.save("example.com/pulled:1", archive.path())?;
+        let registry = Registry::serve(archive.path(), Some(engine.inside()))?;
+        let name = registry.name("pulled:1");
+        engine
+            .docker(&["pull", "--platform", ARTIFACTS, &name])?
+            .success()?;
+        let reply = run(&engine, ARTIFACTS, &name, command)?;
+        assert_eq!(reply.success()?, "/tool.wasm\nargs\n");
     }
-    eprintln!("none: {:?}", engine.docker(&["pull", &name])?);
-    anyhow::bail!("look")
+    Ok(())
+}
+
+/// What is wrong with an artifact stands in what `docker run` prints.
+#[test]
+fn malformed() -> Result<()> {
+    let engine = containerd_store()?;
+    let layer = Layer::new(WASM_LAYER, "just text");
+    let image = load(&engine, "malformed", &Raw::artifact(&[layer]))?;
+    let reply = run(&engine, ARTIFACTS, &image, &["/app.wasm"])?;
+    assert!(
+        reply.code != 0 && reply.errors.contains("cannot run"),
+        "{reply:?}"
+    );
+    assert!(reply.errors.contains(&image), "{reply:?}");
+    Ok(())
 }
