@@ -24,9 +24,10 @@ each_containerd!(
     component_layer,
     ctr_run,
     ctr_run_artifact,
+    ctr_import_and_pull,
     function,
     several_layers,
-    layers_are_not_composed,
+    layers_are_composed,
     index,
     files_go_before_layers,
     added_processes,
@@ -159,6 +160,41 @@ fn ctr_run_artifact(engine: &Containerd) -> Result<()> {
     Ok(())
 }
 
+/// ctr unpacks what it imports and pulls; there is nothing to unpack.
+fn ctr_import_and_pull(engine: &Containerd) -> Result<()> {
+    let layer = |kind| Ok::<_, anyhow::Error>(Layer::new(kind, read("hello.wasm")?));
+    let archive = NamedTempFile::new_in(engine.folder())?;
+    let path = archive.path().display().to_string();
+    for image in [
+        Raw::artifact(&[layer(WASM_LAYER)?]),
+        Raw::component("hello.wasm", &[layer(COMPONENT_LAYER)?]),
+    ] {
+        let imported = name(engine);
+        image.save(&imported, archive.path())?;
+        let registry = Registry::serve(archive.path(), None)?;
+        let (_, short) = imported.split_once('/').context("a registry")?;
+        let pulled = registry.name(short);
+        for (name, args) in [
+            (&imported, &["import", "--all-platforms", &path][..]),
+            (&pulled, &["pull", "--plain-http", &pulled]),
+        ] {
+            let output = engine.run_ctr(["images"].iter().chain(args))?;
+            let errors = String::from_utf8_lossy(&output.stderr);
+            if engine.version() == Version::V1_6 {
+                assert!(errors.contains(MISMATCH), "{args:?}: {errors}");
+                continue;
+            }
+            ensure!(output.status.success(), "{args:?}: {errors}");
+            let output = container(engine, name)
+                .args(["hello.wasm"])
+                .run()?
+                .success()?;
+            assert!(output.starts_with("Hello from WebAssembly!\n"), "{output}");
+        }
+    }
+    Ok(())
+}
+
 fn function(engine: &Containerd) -> Result<()> {
     let wasm = module::exporting("greet");
     let image = import(engine, &Raw::artifact(&[Layer::new(WASM_LAYER, wasm)]))?;
@@ -200,19 +236,54 @@ fn several_layers(engine: &Containerd) -> Result<()> {
     Ok(())
 }
 
-/// A component that imports what another layer exports does not run, and is told why.
-fn layers_are_not_composed(engine: &Containerd) -> Result<()> {
-    let needy = unique(&module::importing("example:other/thing", "help"));
-    let layers = [
-        Layer::new(WASM_LAYER, needy).title("needy.wasm"),
-        Layer::new(WASM_LAYER, read("hello-component.wasm")?).title("other.wasm"),
-    ];
-    let image = import(engine, &Raw::artifact(&layers))?;
-    let text = container(engine, &image).args(["needy.wasm"]).refused()?;
-    for part in ["example:other/thing", "layers of an image are not composed"] {
-        assert!(text.contains(part), "no {part} in {text}");
+/// A component whose exit status is what a function of an interface gives that it imports.
+fn importing(interface: &str) -> Result<Vec<u8>> {
+    Ok(wat::parse_str(format!(
+        r#"(component
+            (import "{interface}" (instance $other (export "code" (func (result u32)))))
+            (core func $code (canon lower (func $other "code")))
+            (core module $m
+                (import "other" "code" (func $code (result i32)))
+                (func (export "run") (result i32) call $code))
+            (core instance $i (instantiate $m
+                (with "other" (instance (export "code" (func $code))))))
+            (func $run (result (result)) (canon lift (core func $i "run")))
+            (instance $cli (export "run" (func $run)))
+            (export "wasi:cli/run@0.2.0" (instance $cli)))"#
+    ))?)
+}
+
+/// A component that exports that function, which gives `code`.
+fn exporting(interface: &str, code: u32) -> Result<Vec<u8>> {
+    Ok(wat::parse_str(format!(
+        r#"(component
+            (core module $m (func (export "code") (result i32) i32.const {code}))
+            (core instance $i (instantiate $m))
+            (func $code (result u32) (canon lift (core func $i "code")))
+            (instance $e (export "code" (func $code)))
+            (export "{interface}" (instance $e)))"#
+    ))?)
+}
+
+/// What a component imports is taken from the layer that exports it.
+fn layers_are_composed(engine: &Containerd) -> Result<()> {
+    let program = Layer::new(WASM_LAYER, importing("test:codes/code")?).title("program.wasm");
+    let artifact = |layers: &[Layer]| import(engine, &Raw::artifact(layers));
+    let run = |image: &str| container(engine, image).args(["program.wasm"]).run();
+    // The same program with others has other code.
+    for code in [0, 1, 0] {
+        let other = Layer::new(WASM_LAYER, exporting("test:codes/code", code)?);
+        let image = artifact(&[other.title("other.wasm"), program.clone()])?;
+        assert_eq!(run(&image)?.status, code);
     }
-    Ok(())
+    // Alone, or with a layer that exports something else, it cannot run.
+    let stranger = Layer::new(WASM_LAYER, exporting("test:codes/strange", 0)?);
+    for layers in [&[program.clone()][..], &[program, stranger]] {
+        let image = artifact(layers)?;
+        let text = container(engine, &image).args(["program.wasm"]).refused()?;
+        assert!(text.contains("test:codes/code"), "{text}");
+    }
+    engine.ensure_clean()
 }
 
 fn index(engine: &Containerd) -> Result<()> {

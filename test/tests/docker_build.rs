@@ -187,21 +187,18 @@ fn component_layer() -> Result<()> {
 fn lighters_artifact() -> Result<()> {
     let engine = containerd_store()?;
     let (name, guest) = (name("made"), guest("tool.wasm")?.display().to_string());
-    let args = [
-        &*guest,
-        "-t",
-        &name,
-        "--artifact",
-        "--cmd",
-        "env",
-        "--env",
-        "A=1",
-    ];
-    lighter_docker(&engine, &args)?;
+    let beside = tempfile::NamedTempFile::new_in(engine.folder())?;
+    fs::write(beside.path(), "beside the wasm\n")?;
+    let beside = format!("{}:/data/file", beside.path().display());
+    let args = [&*guest, "-t", &name, "--artifact", "--add", &beside];
+    let more = ["--cmd", "env", "--env", "A=1"];
+    lighter_docker(&engine, &[&args[..], &more].concat())?;
     let output = run(&engine, ARTIFACTS, &name, &[])?.success()?;
     assert!(output.lines().any(|line| line == "A=1"), "{output}");
     let reply = run(&engine, ARTIFACTS, &name, &["args", "one"])?;
     assert_eq!(reply.success()?, "/tool.wasm\nargs\none\n");
+    let reply = run(&engine, ARTIFACTS, &name, &["read", "/data/file"])?;
+    assert_eq!(reply.success()?, "beside the wasm\n");
     Ok(())
 }
 

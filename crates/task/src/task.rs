@@ -94,13 +94,13 @@ impl Daemon {
         let Some(layer) = found.map_err(|error| error.to_string())? else {
             return Ok(None);
         };
-        if let Some(known) = self.caches.known(cache, layer.digest()).await? {
+        let key = layer.key();
+        if let Some(known) = self.caches.known(cache, key).await? {
             return Ok(Some(known));
         }
         let module = layer.read().await.map_err(|error| error.to_string())?;
-        let made = self.caches.artifact(cache, module, layer.name()).await;
-        made.map(Some)
-            .map_err(|reason| format!("{reason}{}", layer.hint()))
+        let made = self.caches.artifact_of(cache, key, module, layer.name());
+        made.await.map(Some)
     }
 }
 

@@ -236,16 +236,17 @@ pub fn listed(layers: &[&Descriptor]) -> String {
     labels.join(", ")
 }
 
-/// Refuses a layer that is too large to be a module.
+/// Refuses layers that are together too large to be compiled.
 ///
 /// # Errors
-/// It is.
-pub fn check_size(layer: &Descriptor) -> Result<(), String> {
-    if layer.size > wasm::MAX_MODULE_BYTES {
+/// They are.
+pub fn check_size(layers: &[&Descriptor]) -> Result<(), String> {
+    let size = layers.iter().map(|layer| layer.size);
+    let size = size.fold(0, u64::saturating_add);
+    if size > wasm::MAX_MODULE_BYTES {
         return Err(format!(
-            "the layer {} has {} bytes; a wasm module may have at most {}",
-            layer.label(),
-            layer.size,
+            "its wasm layers {} have {size} bytes; there may be at most {}",
+            listed(layers),
             wasm::MAX_MODULE_BYTES
         ));
     }
@@ -342,8 +343,10 @@ mod tests {
     fn layers_over_the_limit_are_refused() {
         let mut large = layer('1', None);
         large["size"] = json!(wasm::MAX_MODULE_BYTES + 1);
-        assert!(check_size(manifest(&[large]).wasm_layers()[0]).is_err());
-        assert!(check_size(manifest(&[layer('1', None)]).wasm_layers()[0]).is_ok());
+        let small = layer('2', None);
+        assert!(check_size(&manifest(&[large.clone()]).wasm_layers()).is_err());
+        assert!(check_size(&manifest(&[small.clone(), large]).wasm_layers()).is_err());
+        assert!(check_size(&manifest(&[small]).wasm_layers()).is_ok());
     }
 
     #[test]

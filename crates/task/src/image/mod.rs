@@ -4,7 +4,8 @@
 //! A shim is not told of what image a container is. So containerd is asked, and only if a process
 //! names a program that the root file system does not have: no other container pays for this.
 //! Such a layer's digest is the module's, so that containerd is asked for the module itself only if
-//! it has never been compiled.
+//! it has never been compiled. Where there are several layers, the compile worker takes what the
+//! program imports from those that export it.
 
 mod manifest;
 mod store;
@@ -13,6 +14,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use manifest::{Descriptor, Index, Manifest};
+use sha2::{Digest, Sha256};
 use store::{Blob, Store};
 
 /// What is wrong with an image whose layer a process may mean.
@@ -86,12 +88,12 @@ pub struct Images {
     namespace: String,
 }
 
-/// A wasm layer of an image.
+/// A wasm layer of an image, and the others.
 pub struct Layer {
     store: Store,
-    blob: Blob,
-    digest: [u8; 32],
-    others: usize,
+    /// This layer, and then the others.
+    blobs: Vec<Blob>,
+    key: [u8; 32],
 }
 
 impl Images {
@@ -138,56 +140,70 @@ impl Images {
         manifest.check(&config).map_err(malformed)?;
         let is_entrypoint = manifest::without_function(entrypoint) == name;
         let layers = manifest.wasm_layers();
-        match manifest::named(&layers, name, is_entrypoint) {
-            Some(layer) => {
-                let digest = layer.sha256().map_err(malformed)?;
-                manifest::check_size(layer).map_err(malformed)?;
-                let what = format!("the layer {}", layer.label());
-                Ok(Some(Layer {
-                    blob: layer.blob(&what).of(&image),
-                    store,
-                    digest,
-                    others: layers.len() - 1,
-                }))
-            }
-            None if is_entrypoint => Err(ImageError::Ambiguous {
-                name: name.to_owned(),
-                image,
-                layers: manifest::listed(&layers),
-            }),
-            None => Ok(None),
+        let Some(program) = manifest::named(&layers, name, is_entrypoint) else {
+            return match is_entrypoint {
+                true => Err(ImageError::Ambiguous {
+                    name: name.to_owned(),
+                    image: image.clone(),
+                    layers: manifest::listed(&layers),
+                }),
+                false => Ok(None),
+            };
+        };
+        manifest::check_size(&layers).map_err(malformed)?;
+        let others = layers
+            .iter()
+            .filter(|layer| layer.label() != program.label());
+        let ordered = [&program].into_iter().chain(others);
+        let mut digests = Vec::new();
+        let mut blobs = Vec::new();
+        for layer in ordered {
+            digests.push(layer.sha256().map_err(malformed)?);
+            let what = format!("the layer {}", layer.label());
+            blobs.push(layer.blob(&what).of(&image));
+        }
+        Ok(Some(Layer {
+            key: key(&digests),
+            store,
+            blobs,
+        }))
+    }
+}
+
+/// What native code is kept under that is made of modules with these SHA-256: the first composed
+/// with the others.
+fn key(digests: &[[u8; 32]]) -> [u8; 32] {
+    match digests {
+        [module] => *module,
+        _ => {
+            let mut hash = Sha256::new_with_prefix(b"composed");
+            digests.iter().for_each(|digest| hash.update(digest));
+            hash.finalize().into()
         }
     }
 }
 
 impl Layer {
-    /// The SHA-256 of the module in it.
-    pub fn digest(&self) -> &[u8; 32] {
-        &self.digest
+    /// What its native code is kept under.
+    pub fn key(&self) -> [u8; 32] {
+        self.key
     }
 
     /// What stands for it in messages.
     pub fn name(&self) -> String {
-        format!("{} of the image {}", self.blob.what, self.blob.image)
+        let program = &self.blobs[0];
+        format!("{} of the image {}", program.what, program.image)
     }
 
-    /// What more to say when it cannot run.
-    pub fn hint(&self) -> &'static str {
-        match self.others {
-            0 => "",
-            _ => {
-                "; layers of an image are not composed: a component that needs another must be \
-                 composed with it before the image is made"
-            }
-        }
-    }
-
-    /// The module, in a file without a name.
+    /// The module, or what it is to be composed of, in a file without a name.
     ///
     /// # Errors
     /// When containerd does not have it, or has something else.
     pub async fn read(&self) -> Result<File, ImageError> {
-        self.store.copy(&self.blob).await
+        match &self.blobs[..] {
+            [module] => self.store.copy(module).await,
+            parts => self.store.copy_all(parts).await,
+        }
     }
 }
 

@@ -148,6 +148,20 @@ impl Store {
         Ok(file)
     }
 
+    /// Blobs in one file in memory, which has no name: [`wasm::Parts`].
+    ///
+    /// # Errors
+    /// As [`Store::copy`].
+    pub async fn copy_all(&self, blobs: &[Blob]) -> Result<File, ImageError> {
+        let failed = |error| self.failed(&blobs[0], text(error));
+        let mut parts = wasm::Parts::new().map_err(failed)?;
+        for blob in blobs {
+            let room = parts.begin(blob.size).map_err(failed)?;
+            self.pour(blob, room).await?;
+        }
+        Ok(parts.into_file())
+    }
+
     /// Writes a blob to `sink`. What does not have the blob's digest and size is an error, after
     /// some of it may have been written.
     async fn pour(&self, blob: &Blob, sink: &mut impl Write) -> Result<(), ImageError> {
