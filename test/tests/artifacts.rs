@@ -541,6 +541,17 @@ fn build_into_containerd(engine: &Containerd) -> Result<()> {
     let output = output.success()?;
     assert!(output.contains("argument 1: four\n"), "{output}");
 
+    // Another namespace is given what is in the store already.
+    build(engine, &[&args[..], &["--namespace", "second"]].concat())?;
+    let mut check = engine.ctr()?;
+    let output = check
+        .args(["--namespace", "second", "images", "check"])
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().find(|line| line.starts_with(&name));
+    let line = line.with_context(|| text.clone().into_owned())?;
+    assert!(line.contains("complete (2/2)"), "{line}");
+
     let output = lighter(
         engine,
         &[
