@@ -5,26 +5,25 @@ use std::{
     fs::File,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
+    os::fd::AsRawFd,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     thread,
 };
 
 use anyhow::{Context, Result, anyhow};
+use nix::sys::socket::{Shutdown, shutdown};
 use serde_json::Value;
 
 use crate::{Network, artifact::digest};
 
-/// The first byte of a handshake of TLS (RFC 8446, section 5.1).
+/// The first byte of a handshake of TLS; its length is in the fourth and fifth (RFC 8446, section
+/// 5.1).
 const TLS: u8 = 22;
 
 /// A registry that serves until it is dropped.
 pub struct Registry {
-    port: u16,
-    ended: Arc<AtomicBool>,
+    listener: Arc<TcpListener>,
 }
 
 struct Content {
@@ -48,34 +47,31 @@ impl Registry {
                 .map_err(|_| anyhow!("the binding thread panicked"))??,
             None => bind()?,
         };
-        let port = listener.local_addr()?.port();
-        let ended = Arc::new(AtomicBool::new(false));
-        let over = ended.clone();
-        listener.set_nonblocking(true)?;
+        let listener = Arc::new(listener);
+        let accepting = listener.clone();
         thread::spawn(move || {
-            while !over.load(Ordering::Relaxed) {
-                match listener.accept() {
-                    Ok((connection, _)) => {
-                        let content = content.clone();
-                        // A client that goes away in the middle is no error here.
-                        thread::spawn(move || drop(content.answer(&connection)));
-                    }
-                    Err(_) => thread::sleep(std::time::Duration::from_millis(5)),
-                }
+            while let Ok((connection, _)) = accepting.accept() {
+                let content = content.clone();
+                // A client that goes away in the middle is no error here.
+                thread::spawn(move || drop(content.answer(&connection)));
             }
         });
-        Ok(Self { port, ended })
+        Ok(Self { listener })
     }
 
     /// The name by which an engine pulls what the archive has as `ANY/name`.
-    pub fn name(&self, name: &str) -> String {
-        format!("127.0.0.1:{}/{name}", self.port)
+    ///
+    /// # Errors
+    /// There is no port any more.
+    pub fn name(&self, name: &str) -> Result<String> {
+        Ok(format!("{}/{name}", self.listener.local_addr()?))
     }
 }
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
+        // Ends the wait for connections.
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
     }
 }
 
@@ -107,11 +103,13 @@ impl Content {
     }
 
     fn answer(&self, mut connection: &TcpStream) -> Result<()> {
-        connection.set_nonblocking(false)?;
         let mut first = [0];
         if connection.peek(&mut first)? == 1 && first[0] == TLS {
             // From this answer a client sees that TLS is not spoken here.
-            connection.read(&mut [0; 4096])?;
+            let mut head = [0; 5];
+            connection.read_exact(&mut head)?;
+            let length = u16::from_be_bytes([head[3], head[4]]);
+            connection.read_exact(&mut vec![0; length.into()])?;
             return Ok(connection.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")?);
         }
         let mut lines = BufReader::new(connection).lines();

@@ -173,7 +173,7 @@ fn ctr_import_and_pull(engine: &Containerd) -> Result<()> {
         image.save(&imported, archive.path())?;
         let registry = Registry::serve(archive.path(), None)?;
         let (_, short) = imported.split_once('/').context("a registry")?;
-        let pulled = registry.name(short);
+        let pulled = registry.name(short)?;
         for (name, args) in [
             (&imported, &["import", "--all-platforms", &path][..]),
             (&pulled, &["pull", "--plain-http", &pulled]),
@@ -716,7 +716,7 @@ fn pulled(cri: &Cri) -> Result<()> {
             _ => component.save("example.com/made:1", archive.path())?,
         }
         let registry = Registry::serve(archive.path(), engine.network())?;
-        let name = registry.name("made:1");
+        let name = registry.name("made:1")?;
         let request = cri::v1::PullImageRequest {
             image: Some(spec(&name)),
             ..Default::default()

@@ -215,7 +215,7 @@ fn pulled() -> Result<()> {
     ] {
         image.save("example.com/pulled:1", archive.path())?;
         let registry = Registry::serve(archive.path(), Some(engine.inside()))?;
-        let name = registry.name("pulled:1");
+        let name = registry.name("pulled:1")?;
         engine
             .docker(&["pull", "--platform", ARTIFACTS, &name])?
             .success()?;
