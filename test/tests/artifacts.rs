@@ -719,7 +719,6 @@ fn pulled(cri: &Cri) -> Result<()> {
         let name = registry.name("made:1")?;
         let request = cri::v1::PullImageRequest {
             image: Some(spec(&name)),
-            ..Default::default()
         };
         let pulled = call(cri.images().pull_image(request));
         if engine.version() == Version::V1_6 {
