@@ -494,7 +494,11 @@ fn damaged_in_the_store(engine: &Containerd) -> Result<()> {
 }
 
 fn build_into_containerd(engine: &Containerd) -> Result<()> {
-    let (name, guest) = (name(engine), guest("hello.wasm")?.display().to_string());
+    // A layer that no other test's image has, since this one has garbage collected.
+    let folder = tempfile::tempdir_in(engine.folder())?;
+    let guest = folder.path().join("hello.wasm");
+    fs::write(&guest, unique(&read("hello.wasm")?))?;
+    let (name, guest) = (name(engine), guest.display().to_string());
     let args = [&*guest, "-t", &name, "--containerd"];
     let printed = build(
         engine,
