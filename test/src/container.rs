@@ -95,6 +95,7 @@ pub struct Builder<'a> {
     rootfs: Rootfs,
     id: String,
     runtime: String,
+    image: String,
     options: Option<Any>,
     input: Input,
     spec: Value,
@@ -114,6 +115,7 @@ impl Containerd {
             spec: default_spec(&format!("/{}/{id}", self.namespace())),
             id,
             runtime: WASMTIME.to_owned(),
+            image: String::new(),
             options: None,
             input: Input::None,
             streams: None,
@@ -140,6 +142,12 @@ impl<'a> Builder<'a> {
     /// Takes another runtime, such as [`RUNC`].
     pub fn runtime(mut self, name: &str) -> Self {
         self.runtime = name.to_owned();
+        self
+    }
+
+    /// Has containerd say that the container is of this image; its files stay the rootfs's.
+    pub fn image(mut self, name: &str) -> Self {
+        self.image = name.to_owned();
         self
     }
 
@@ -299,6 +307,7 @@ impl<'a> Builder<'a> {
         let request = CreateContainerRequest {
             container: Some(Record {
                 id: container.id.clone(),
+                image: self.image,
                 runtime: Some(Runtime {
                     name: self.runtime,
                     options: self.options,

@@ -57,6 +57,23 @@ impl Containerd {
         Ok(output)
     }
 
+    /// Imports an image archive with `ctr images import`, all of its platforms, and leaves its
+    /// layers packed.
+    ///
+    /// # Errors
+    /// What `ctr` says.
+    pub fn import_packed(&self, archive: &Path) -> Result<()> {
+        let path = archive.display().to_string();
+        let args = ["images", "import", "--all-platforms", "--no-unpack", &path];
+        let output = self.run_ctr(args)?;
+        ensure!(
+            output.status.success(),
+            "ctr images import {path}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
     /// Imports an image archive with `ctr images import`, all of its platforms.
     ///
     /// # Errors

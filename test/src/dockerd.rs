@@ -149,7 +149,7 @@ pub struct Dockerd {
     /// Where the keeper reads what to do; its end is the daemons'.
     orders: Mutex<Option<ChildStdin>>,
     outside: Network,
-    _inside: Network,
+    inside: Network,
 }
 
 impl Dockerd {
@@ -208,7 +208,7 @@ impl Dockerd {
             orders: Mutex::new(keeper.stdin.take()),
             keeper,
             outside,
-            _inside: inside,
+            inside,
         };
         daemon.prepare().map_err(|error| {
             let log = |file| fs::read_to_string(daemon.folder.join(file)).unwrap_or_default();
@@ -271,10 +271,6 @@ impl Dockerd {
         Ok(writeln!(orders, "{line}")?)
     }
 
-    fn socket(&self) -> PathBuf {
-        self.folder.join("docker.sock")
-    }
-
     fn wait_until_up(&self) -> Result<()> {
         eventually("dockerd answers", || {
             self.docker(&["version"]).ok()?.success().ok()
@@ -314,6 +310,21 @@ impl Dockerd {
     /// there reach published ports at [`ADDRESS`].
     pub fn outside(&self) -> &Network {
         &self.outside
+    }
+
+    /// The network that the daemon takes for the host's.
+    pub fn inside(&self) -> &Network {
+        &self.inside
+    }
+
+    /// The socket of its API.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("docker.sock")
+    }
+
+    /// The folder of the `docker` command.
+    pub fn client(&self) -> Option<&Path> {
+        self.client.parent()
     }
 
     /// Runs the `docker` command to its end.

@@ -43,6 +43,7 @@
 //! - [`events`]: what the daemon told about a container's task.
 //! - [`options`]: the runtime options of clients. [`metrics`]: the figures.
 //!   [`module`]: small and broken modules. [`Terminal`]: a person's terminal.
+//! - [`artifact`]: images made blob by blob. [`Registry`]: where they are pulled from.
 //! - [`cri`]: pods and their containers, as a kubelet runs them.
 //! - [`each_containerd!`]: makes of test functions one test a version.
 //!
@@ -51,6 +52,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod artifact;
 pub mod cgroup;
 mod container;
 mod containerd;
@@ -65,6 +67,7 @@ pub mod module;
 mod network;
 pub mod options;
 mod poll;
+mod registry;
 mod rootfs;
 mod runtime;
 pub mod sandbox;
@@ -79,6 +82,7 @@ pub use containerd::{Containerd, Settings, ensure_root};
 pub use exec::{Exec, ExecBuilder};
 pub use network::Network;
 pub use poll::eventually;
+pub use registry::Registry;
 pub use rootfs::{Rootfs, run};
 pub use runtime::call;
 pub use stdio::Input;

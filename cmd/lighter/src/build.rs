@@ -4,29 +4,35 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
-use image::{Entry, Image, Layer, Name, Platform};
+use clap::{ArgGroup, Args};
+use image::{ArchiveFile, Artifact, Entry, Image, Layer, Name, Platform, Saved};
+
+use crate::containerd::Containerd;
+use crate::{docker, wasm};
 
 const EXAMPLES: &str = "\
 Examples:
   lighter build app.wasm -t app -o app.tar
-  lighter build app.wasm -t app:2 -o app.tar --env LEVEL=debug --cmd serve --cmd 8080
+  lighter build app.wasm -t app:2 --docker --env LEVEL=debug --cmd serve --cmd 8080
+  lighter build app.wasm -t app --containerd --platform wasi/wasm,linux/amd64,linux/arm64
+  lighter build app.wasm -t app --artifact -o app.tar
   lighter build -t busybox -o busybox.tar --platform linux/amd64 \\
       --add ./busybox:/bin/busybox --link /bin/sh:busybox --entrypoint /bin/sh
 
 The archive is taken by `ctr images import --all-platforms FILE` and by
 `docker load --input FILE`. Docker's classic image store knows no wasi/wasm: build
-with `--platform linux/amd64` for it.";
+with `--platform linux/amd64` for it. docs/images.md says which engine runs what.";
 
 /// Make a container image of a WebAssembly program, or of any files
 ///
-/// The image is written to one file, an OCI archive. The same input gives the same
-/// image, byte for byte.
+/// The image is written to one file, an OCI archive, or given to an engine. The same
+/// input gives the same image, byte for byte.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
+#[command(group = ArgGroup::new("to").args(["output", "containerd", "docker"]).multiple(true).required(true))]
 pub struct Build {
     /// The program; in the image it lies at / under its own name and is the entrypoint
-    #[arg(required_unless_present = "add")]
+    #[arg(required_unless_present = "add", required_if_eq("artifact", "true"))]
     app: Option<PathBuf>,
 
     /// Name of the image; a short one is completed as Docker does
@@ -35,11 +41,32 @@ pub struct Build {
 
     /// The archive to write
     #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    output: Option<PathBuf>,
 
-    /// What the image is for: wasi/wasm, linux/amd64, linux/arm64/v8, ...
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value_t)]
-    platform: Platform,
+    /// Put the image into a containerd, by its API
+    #[arg(long)]
+    containerd: bool,
+
+    #[command(flatten)]
+    target: Containerd,
+
+    /// Put the image into Docker, with `docker load`
+    #[arg(long)]
+    docker: bool,
+
+    /// Make the program a layer as it stands: the CNCF's Wasm OCI artifact
+    #[arg(long, conflicts_with = "platform")]
+    artifact: bool,
+
+    /// What the image is for: wasi/wasm, linux/amd64, linux/arm64/v8, ...; several make an
+    /// index of the same files for each
+    #[arg(
+        long,
+        value_name = "OS/ARCH[/VARIANT]",
+        value_delimiter = ',',
+        default_value = "wasi/wasm"
+    )]
+    platform: Vec<Platform>,
 
     /// Program and first arguments, each with an --entrypoint of its own, instead of the app
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
@@ -80,13 +107,38 @@ pub struct Build {
 }
 
 impl Build {
-    /// Writes the archive and prints the image's name and digest.
+    /// Makes the image, gives it to whom it is for, and prints its name and digest.
     pub fn run(self) -> Result<()> {
+        let (interim, path);
+        let archive = match &self.output {
+            Some(output) => output.as_path(),
+            None => {
+                interim = tempfile::tempdir().context("cannot make a folder for the archive")?;
+                path = interim.path().join("image.tar");
+                path.as_path()
+            }
+        };
+        let image = self.image()?;
+        let saved = image::save(archive, |archive| self.add(archive, image))?;
+        if self.containerd {
+            self.target.import(archive)?;
+        }
+        if self.docker {
+            docker::load(archive)?;
+        }
+        println!("{} {}", saved.name, saved.manifest);
+        Ok(())
+    }
+
+    /// The image, for the first platform.
+    fn image(&self) -> Result<Image> {
         let mut layer = Layer::default();
-        let mut entrypoint = self.entrypoint;
+        let mut entrypoint = self.entrypoint.clone();
         if let Some(app) = &self.app {
-            let path = path_in_image(app)?;
-            layer.add(&path, Entry::file(app).mode(0o755))?;
+            let path = format!("/{}", file_name(app)?);
+            if !self.artifact {
+                layer.add(&path, Entry::file(app).mode(0o755))?;
+            }
             if entrypoint.is_empty() {
                 entrypoint.push(path);
             }
@@ -108,38 +160,54 @@ impl Build {
                 "--workdir {folder} must be an absolute path in the image"
             );
         }
-
-        let image = Image {
-            platform: self.platform,
+        let nothing_beside = self.artifact && self.add.is_empty() && self.link.is_empty();
+        Ok(Image {
+            platform: self.platform[0].clone(),
             entrypoint,
-            cmd: self.cmd,
-            env: once_each("--env", self.env)?,
-            working_dir: self.workdir,
-            user: self.user,
-            stop_signal: self.stop_signal,
-            labels: once_each("--label", self.label)?,
-            layers: vec![layer],
-        };
-        let saved = image.save(&self.tag, &self.output)?;
-        println!("{} {}", saved.name, saved.manifest);
-        Ok(())
+            cmd: self.cmd.clone(),
+            env: once_each("--env", &self.env)?,
+            working_dir: self.workdir.clone(),
+            user: self.user.clone(),
+            stop_signal: self.stop_signal.clone(),
+            labels: once_each("--label", &self.label)?,
+            layers: if nothing_beside { vec![] } else { vec![layer] },
+        })
+    }
+
+    fn add(&self, archive: &mut ArchiveFile, image: Image) -> Result<Saved> {
+        if let (true, Some(program)) = (self.artifact, &self.app) {
+            let artifact = Artifact {
+                program: program.clone(),
+                wasm: wasm::inspect(program)?,
+                title: file_name(program)?.to_owned(),
+                image,
+            };
+            return Ok(archive.add_artifact(&self.tag, &artifact)?);
+        }
+        if self.platform.len() == 1 {
+            return Ok(archive.add(&self.tag, &image)?);
+        }
+        let platforms = self.platform.iter().cloned();
+        let images = platforms.map(|platform| Image {
+            platform,
+            ..image.clone()
+        });
+        Ok(archive.add_index(&self.tag, &images.collect::<Vec<_>>())?)
     }
 }
 
-/// Where the program lies in the image: at the root, under its own name.
-fn path_in_image(app: &Path) -> Result<String> {
-    let name = app
-        .file_name()
+/// The name of the program's file, by which the image knows it.
+fn file_name(app: &Path) -> Result<&str> {
+    app.file_name()
         .and_then(|name| name.to_str())
-        .with_context(|| format!("{} does not end in the name of a file", app.display()))?;
-    Ok(format!("/{name}"))
+        .with_context(|| format!("{} does not end in the name of a file", app.display()))
 }
 
 /// A map of options that may be given once for each key.
-fn once_each(option: &str, pairs: Vec<(String, String)>) -> Result<BTreeMap<String, String>> {
+fn once_each(option: &str, pairs: &[(String, String)]) -> Result<BTreeMap<String, String>> {
     let mut map = BTreeMap::new();
     for (key, value) in pairs {
-        if map.insert(key.clone(), value).is_some() {
+        if map.insert(key.clone(), value.clone()).is_some() {
             bail!("{option} {key} is given twice");
         }
     }

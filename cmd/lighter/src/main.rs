@@ -2,6 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod containerd;
+mod docker;
+mod layout;
+mod wasm;
 
 use clap::{Parser, Subcommand};
 

@@ -144,6 +144,93 @@ fn a_linux_image_is_made_of_files_folders_and_links() {
 }
 
 #[test]
+fn an_artifact_is_the_programs_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let wasm = b"\0asm\x0d\0\x01\0";
+    fs::write(folder.path().join("app.wasm"), wasm).unwrap();
+    fs::write(folder.path().join("data"), "text").unwrap();
+    let args = [
+        "build",
+        "app.wasm",
+        "-t",
+        "app",
+        "--artifact",
+        "-o",
+        "a.tar",
+        "--cmd",
+        "serve",
+        "--env",
+        "A=1",
+        "--label",
+        "k=v",
+        "--add",
+        "data:/etc/data",
+    ];
+    let output = lighter(folder.path(), &args);
+    assert!(output.status.success(), "{output:?}");
+    let files = files(fs::File::open(folder.path().join("a.tar")).unwrap());
+    let read = |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().unwrap().replace(':', "/");
+        files[&format!("blobs/{digest}")].clone()
+    };
+    let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
+    let manifest: Value = serde_json::from_slice(&read(&index["manifests"][0])).unwrap();
+    assert_eq!(manifest["annotations"], json!({"k": "v"}));
+    assert_eq!(manifest["layers"][0]["mediaType"], "application/wasm");
+    assert_eq!(read(&manifest["layers"][0]), wasm);
+    let beside = read(&manifest["layers"][1]);
+    assert_eq!(crate::files(&beside[..])["etc/data"], b"text");
+    let config: Value = serde_json::from_slice(&read(&manifest["config"])).unwrap();
+    assert_eq!(config["os"], "wasip2");
+    assert_eq!(
+        config["layerDigests"],
+        json!([manifest["layers"][0]["digest"]])
+    );
+    assert_eq!(
+        config["config"],
+        json!({"Entrypoint": ["/app.wasm"], "Cmd": ["serve"], "Env": ["A=1"], "Labels": {"k": "v"}})
+    );
+    let first = fs::read(folder.path().join("a.tar")).unwrap();
+    assert!(lighter(folder.path(), &args).status.success());
+    assert_eq!(fs::read(folder.path().join("a.tar")).unwrap(), first);
+}
+
+#[test]
+fn several_platforms_make_an_index() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("app.wasm"), "").unwrap();
+    let platforms = [
+        "--platform",
+        "wasi/wasm,linux/amd64",
+        "--platform",
+        "linux/arm64/v8",
+    ];
+    let args = [
+        &["build", "app.wasm", "-t", "app", "-o", "a.tar"],
+        &platforms[..],
+    ]
+    .concat();
+    let output = lighter(folder.path(), &args);
+    assert!(output.status.success(), "{output:?}");
+    let files = files(fs::File::open(folder.path().join("a.tar")).unwrap());
+    let top: Value = serde_json::from_slice(&files["index.json"]).unwrap();
+    let digest = top["manifests"][0]["digest"].as_str().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(printed, format!("docker.io/library/app:latest {digest}\n"));
+    let index = &files[&format!("blobs/{}", digest.replace(':', "/"))];
+    let index: Value = serde_json::from_slice(index).unwrap();
+    let found: Vec<&Value> = (0..3).map(|n| &index["manifests"][n]["platform"]).collect();
+    assert_eq!(
+        found,
+        [
+            &json!({"os": "wasi", "architecture": "wasm"}),
+            &json!({"os": "linux", "architecture": "amd64"}),
+            &json!({"os": "linux", "architecture": "arm64", "variant": "v8"}),
+        ]
+    );
+}
+
+#[test]
 fn mistakes_are_named_and_leave_no_file() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("app.wasm"), "").unwrap();
@@ -162,6 +249,50 @@ fn mistakes_are_named_and_leave_no_file() {
         ),
         (&["build", "app.wasm", "-t", "a"], "--output"),
         (&["build", "-t", "a", "-o", "o.tar"], "<APP>"),
+        (
+            &["build", "app.wasm", "-t", "a", "-o", "o.tar", "--artifact"],
+            "not a wasm module",
+        ),
+        (
+            &[
+                "build",
+                "--artifact",
+                "-t",
+                "a",
+                "-o",
+                "o.tar",
+                "--add",
+                "app.wasm:/a",
+            ],
+            "<APP>",
+        ),
+        (
+            &[
+                "build",
+                "app.wasm",
+                "-t",
+                "a",
+                "-o",
+                "o.tar",
+                "--artifact",
+                "--platform",
+                "linux/amd64",
+            ],
+            "cannot be used with",
+        ),
+        (
+            &[
+                "build",
+                "app.wasm",
+                "-t",
+                "a",
+                "-o",
+                "o.tar",
+                "--platform",
+                "wasi/wasm,wasi/wasm",
+            ],
+            "wasi/wasm is given twice",
+        ),
         (
             &["build", "app.wasm", "-t", "a", "-o", "o.tar", "--env", "A"],
             "`=`",

@@ -77,9 +77,26 @@ enum Kind {
     Restored,
 }
 
+/// Wasm that a process in a container is to run.
+#[derive(Debug)]
+pub enum Module {
+    /// An open file of the root file system.
+    File {
+        /// The file.
+        file: File,
+        /// Its path in the container, for messages.
+        path: String,
+    },
+    /// Nothing in the root file system; perhaps a layer of the image.
+    Layer {
+        /// What the process's first argument calls it, without a function.
+        name: String,
+    },
+}
+
 impl Container {
-    /// Builds a container up to where the OCI runtime spec says "created". `artifact` turns an
-    /// open wasm file, and its path for messages, into its native code. Returns the process's
+    /// Builds a container up to where the OCI runtime spec says "created". `artifact` gives a
+    /// module's native code, or nothing where there is no such module. Returns the process's
     /// terminal, too, if it has one.
     ///
     /// # Errors
@@ -88,10 +105,10 @@ impl Container {
         zygote: &Zygote,
         create: Create,
         stdio: ProcessStdio,
-        artifact: impl Fn(File, String) -> F,
+        artifact: impl Fn(Module) -> F,
     ) -> Result<(Self, Option<Console>), String>
     where
-        F: Future<Output = Result<File, String>>,
+        F: Future<Output = Result<Option<File>, String>>,
     {
         let socket = |error: io::Error| format!("making a socket to the container's init: {error}");
         let (ours, theirs) = message::pair().map_err(socket)?;
@@ -131,10 +148,9 @@ impl Container {
                 said = init.receive() => match said {
                     Ok(Some((FromInit::Failed(reason), _))) => told = Some(reason),
                     said => {
-                        if let Ok(Some((FromInit::Wasm { .. }, _))) = &said {
+                        if answer(&init, said, &artifact).await {
                             kind = Kind::Guest;
                         }
-                        answer(&init, said, &artifact).await;
                     }
                 },
                 reply = &mut call => return match reply? {
@@ -232,11 +248,11 @@ impl Container {
         zygote: &Zygote,
         exec: Exec,
         stdio: ProcessStdio,
-        artifact: impl Fn(File, String) -> F,
+        artifact: impl Fn(Module) -> F,
         born: impl FnOnce(Process, Option<Console>),
     ) -> Result<(), String>
     where
-        F: Future<Output = Result<File, String>>,
+        F: Future<Output = Result<Option<File>, String>>,
     {
         let socket = |error: io::Error| format!("making a socket to the process: {error}");
         let (ours, theirs) = message::pair().map_err(socket)?;
@@ -272,7 +288,7 @@ impl Container {
         // Only the process has them now.
         drop((theirs, stdio));
         let mut said = ours.receive().await;
-        while let Ok(Some((FromInit::Wasm { .. }, _))) = &said {
+        while let Ok(Some((FromInit::Wasm { .. } | FromInit::Absent { .. }, _))) = &said {
             answer(&ours, said, &artifact).await;
             said = match tokio::time::timeout(INSTANTIATION, ours.receive()).await {
                 Ok(said) => said,
@@ -325,33 +341,47 @@ async fn ask(zygote: &Zygote, request: &Request) -> Result<(), String> {
     }
 }
 
+/// Answers what a process has asked; whether it has been sent native code.
 async fn answer<F>(
     init: &AsyncSocket,
     asked: io::Result<Option<(FromInit, Vec<OwnedFd>)>>,
-    artifact: &impl Fn(File, String) -> F,
-) where
-    F: Future<Output = Result<File, String>>,
+    artifact: &impl Fn(Module) -> F,
+) -> bool
+where
+    F: Future<Output = Result<Option<File>, String>>,
 {
-    let sent = match asked {
-        Ok(Some((FromInit::Wasm { path }, fds))) => {
-            let made = match fds.into_iter().next() {
-                Some(module) => artifact(File::from(module), path).await,
-                None => Err("the container's init sent no file".to_owned()),
-            };
-            match made {
-                Ok(file) => init.send(&ToInit::Artifact, &[file.as_fd()]).await,
-                Err(reason) => init.send(&ToInit::Refused(reason), &[]).await,
-            }
-        }
-        Ok(Some((other, _))) => Err(io::Error::other(format!(
-            "it said {other:?} before its start"
-        ))),
+    let module = match asked {
+        Ok(Some((FromInit::Wasm { path }, fds))) => match fds.into_iter().next() {
+            Some(file) => Ok(Module::File {
+                file: File::from(file),
+                path,
+            }),
+            None => Err("the container's init sent no file".to_owned()),
+        },
+        Ok(Some((FromInit::Absent { name }, _))) => Ok(Module::Layer { name }),
         // The daemon holds the other end itself until the create is over.
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
+        Ok(None) => return false,
+        Ok(Some((other, _))) => {
+            log::warn!("a container's init said {other:?} before its start");
+            return false;
+        }
+        Err(error) => {
+            log::warn!("listening to a container's init: {error}");
+            return false;
+        }
+    };
+    let made = match module {
+        Ok(module) => artifact(module).await,
+        Err(reason) => Err(reason),
+    };
+    let sent = match &made {
+        Ok(Some(file)) => init.send(&ToInit::Artifact, &[file.as_fd()]).await,
+        Ok(None) => init.send(&ToInit::Absent, &[]).await,
+        Err(reason) => init.send(&ToInit::Refused(reason.clone()), &[]).await,
     };
     if let Err(error) = sent {
         // The init fails then, and the zygote's reply says how.
         log::warn!("talking to a container's init: {error}");
     }
+    matches!(made, Ok(Some(_)))
 }

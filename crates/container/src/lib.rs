@@ -35,7 +35,7 @@ mod sys;
 mod users;
 mod zygote;
 
-pub use birth::{Container, Process};
+pub use birth::{Container, Module, Process};
 pub use bundle::{Bundle, BundleError, mount_point};
 pub use capture::Capturing;
 pub use checkpoint::{Checkpoint, Restore};

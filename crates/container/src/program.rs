@@ -3,13 +3,14 @@
 //! By then the process is inside its namespaces, cgroup, root file system and seccomp filter and
 //! has the container's user and capabilities. It looks at the program with those, so that what a
 //! path means is what the container's own kernel calls say. A wasm file is handed, open, to the
-//! daemon, which answers with its native code; the daemon's side is [`crate::birth`].
+//! daemon, which answers with its native code; the daemon's side is [`crate::birth`]. Where there
+//! is no such file, the daemon is asked whether the image has a layer of this name.
 
 use std::convert::Infallible;
 use std::ffi::{CString, NulError};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -18,7 +19,7 @@ use nix::unistd::execve;
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
-use crate::entrypoint::{self, Entrypoint};
+use crate::entrypoint::{self, Entrypoint, EntrypointError};
 use crate::guest::{Guest, Guests, Invocation};
 use crate::{message, sys};
 
@@ -30,19 +31,26 @@ pub(crate) enum FromInit {
         /// The path in the container, for messages.
         path: String,
     },
+    /// The entrypoint is no file of the root file system.
+    Absent {
+        /// Its name, without a function.
+        name: String,
+    },
     /// The guest has been instantiated.
     Started,
     /// The process could not be started, and why.
     Failed(String),
 }
 
-/// What the daemon answers to [`FromInit::Wasm`].
+/// What the daemon answers to [`FromInit::Wasm`] and [`FromInit::Absent`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToInit {
     /// The guest's native code; its descriptor comes along.
     Artifact,
     /// There is none, and why.
     Refused(String),
+    /// The image has no layer of that name either.
+    Absent,
 }
 
 /// PATH where the container has none, as execvp(3) has it.
@@ -84,23 +92,45 @@ impl Launcher {
         sys::close_descriptors(&[self.reply_to], self.daemon.as_fd());
         let invocation = invocation(process)?;
         let path = variable(&invocation.env, "PATH").unwrap_or(DEFAULT_PATH);
-        let found = entrypoint::find(&invocation.args[0], path, self.guests.recognizes())
-            .map_err(|error| error.to_string())?;
-        match found {
-            Entrypoint::Linux(path) => Ok(Program::Linux(path)),
-            Entrypoint::Wasm {
+        let name = &invocation.args[0];
+        match entrypoint::find(name, path, self.guests.recognizes()) {
+            Ok(Entrypoint::Linux(path)) => Ok(Program::Linux(path)),
+            Ok(Entrypoint::Wasm {
                 path,
                 file,
                 function,
-            } => {
+            }) => {
                 let mut shims = sys::open_descriptors();
                 shims.retain(|fd| *fd != file.as_raw_fd());
-                let artifact = self.artifact(&path, &file)?;
-                self.guests
-                    .load(artifact, function.as_deref())
-                    .map(|guest| Program::Guest(guest, shims))
+                let path = path.display().to_string();
+                let artifact = self.artifact(&FromInit::Wasm { path }, &[file.as_fd()])?;
+                let artifact = artifact.ok_or("the shim takes the entrypoint for no file")?;
+                self.load(artifact, function.as_deref(), shims)
             }
+            Err(missing @ (EntrypointError::NotFound(_) | EntrypointError::NotOnPath(_))) => {
+                let (name, function) = match name.rsplit_once('#') {
+                    Some((name, function)) => (name, Some(function)),
+                    None => (name.as_str(), None),
+                };
+                let shims = sys::open_descriptors();
+                let name = name.to_owned();
+                let artifact = self.artifact(&FromInit::Absent { name }, &[])?;
+                let artifact = artifact.ok_or_else(|| missing.to_string())?;
+                self.load(artifact, function, shims)
+            }
+            Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// The guest in `artifact`. `shims` were open before.
+    fn load(
+        &self,
+        artifact: File,
+        function: Option<&str>,
+        shims: Vec<RawFd>,
+    ) -> Result<Program, String> {
+        let guest = self.guests.load(artifact, function)?;
+        Ok(Program::Guest(guest, shims))
     }
 
     /// Becomes `program`; returns only why that was not possible, which the daemon has been told.
@@ -120,19 +150,23 @@ impl Launcher {
         reason
     }
 
-    fn artifact(&self, path: &Path, module: &File) -> Result<File, String> {
+    /// The native code that `question` asks the daemon for; `None` where that knows no such guest.
+    fn artifact(
+        &self,
+        question: &FromInit,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Option<File>, String> {
         let ask = || -> io::Result<Option<(ToInit, Vec<OwnedFd>)>> {
-            let path = path.display().to_string();
-            message::send(&*self.daemon, &FromInit::Wasm { path }, &[module.as_fd()])?;
+            message::send(&*self.daemon, question, fds)?;
             message::receive(&*self.daemon)
         };
         match ask() {
-            Ok(Some((ToInit::Artifact, fds))) => fds
-                .into_iter()
-                .next()
-                .map(File::from)
-                .ok_or_else(|| "the shim sent no native code for the guest".to_owned()),
+            Ok(Some((ToInit::Artifact, fds))) => match fds.into_iter().next() {
+                Some(artifact) => Ok(Some(File::from(artifact))),
+                None => Err("the shim sent no native code for the guest".to_owned()),
+            },
             Ok(Some((ToInit::Refused(reason), _))) => Err(reason),
+            Ok(Some((ToInit::Absent, _))) => Ok(None),
             Ok(None) => Err("the shim went away while it was asked for native code".to_owned()),
             Err(error) => Err(format!("asking the shim for native code failed: {error}")),
         }

@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     io::{self, Read, Write},
     os::unix::fs::PermissionsExt,
@@ -8,12 +8,13 @@ use std::{
 
 use oci_spec::image::{
     ANNOTATION_REF_NAME, ConfigBuilder, Descriptor, ImageConfigurationBuilder, ImageIndexBuilder,
-    ImageManifestBuilder, MediaType, OciLayoutBuilder, RootFsBuilder,
+    ImageManifest, ImageManifestBuilder, MediaType, OciLayoutBuilder, RootFsBuilder,
 };
 use serde::Serialize;
 
 use crate::{
-    Error, Image, Name,
+    Artifact, Error, Image, Name, Platform,
+    artifact::{ANNOTATION_TITLE, CONFIG_TYPE, LAYER_TYPE},
     blob::{self, Blob},
 };
 
@@ -38,10 +39,20 @@ pub struct Archive<W: Write> {
 pub struct Saved {
     /// The name that importers give it.
     pub name: Name,
-    /// `sha256:...` of its manifest: the image's id under containerd.
+    /// `sha256:...` of its manifest, or of its index if it is for several platforms: the
+    /// image's id under containerd.
     pub manifest: String,
-    /// `sha256:...` of its configuration: the image's id in Docker's classic store.
+    /// `sha256:...` of its configuration, the first platform's: the image's id in Docker's
+    /// classic store.
     pub config: String,
+}
+
+/// A manifest that the archive holds, and what it is made of.
+struct Written {
+    descriptor: Descriptor,
+    config: Blob<()>,
+    /// Where the layers of its file system are in the archive.
+    layers: Vec<String>,
 }
 
 /// One element of `docker save`'s manifest.json.
@@ -72,47 +83,139 @@ impl<W: Write> Archive<W> {
     /// Adds an image under a name. Files of the host that it is made of are read
     /// here. After an error the archive is incomplete: throw it away.
     pub fn add(&mut self, name: &Name, image: &Image) -> Result<Saved, Error> {
+        let written = self.write_image(image)?;
+        self.list_for_docker(name, &written);
+        Ok(self.list(name, written.descriptor, &written.config))
+    }
+
+    /// Adds one image for several platforms under a name: an index
+    /// (`image-index.md` of the OCI image specification) of those given, in their order. Docker's
+    /// classic store, which knows no index, is given the first for Linux, or else the first.
+    ///
+    /// # Errors
+    /// As [`Archive::add`], and where there are no images or two for one platform.
+    pub fn add_index(&mut self, name: &Name, images: &[Image]) -> Result<Saved, Error> {
+        let mut platforms = BTreeSet::new();
+        let mut manifests = Vec::new();
+        let mut classic: Option<Written> = None;
+        let mut classic_is_linux = false;
+        for image in images {
+            if !platforms.insert(image.platform.to_string()) {
+                return Err(Error::PlatformTwice(image.platform.clone()));
+            }
+            let written = self.write_image(image)?;
+            manifests.push(written.descriptor.clone());
+            let is_linux = image.platform.os == "linux";
+            if classic.is_none() || (is_linux && !classic_is_linux) {
+                (classic, classic_is_linux) = (Some(written), is_linux);
+            }
+        }
+        let classic = classic.ok_or(Error::NoImage)?;
+        let index = ImageIndexBuilder::default()
+            .schema_version(2_u32)
+            .media_type(MediaType::ImageIndex)
+            .manifests(manifests)
+            .build()?;
+        let index = blob::json(&index)?;
+        let descriptor = index.descriptor(MediaType::ImageIndex)?;
+        self.write_blob(index.into_reader())?;
+        self.list_for_docker(name, &classic);
+        Ok(self.list(name, descriptor, &classic.config))
+    }
+
+    /// Adds a wasm artifact under a name. Docker's classic store cannot hold one.
+    ///
+    /// # Errors
+    /// As [`Archive::add`].
+    pub fn add_artifact(&mut self, name: &Name, artifact: &Artifact) -> Result<Saved, Error> {
+        let image = Image {
+            platform: artifact.wasm.platform(),
+            ..artifact.image.clone()
+        };
+        let program = blob::of_file(&artifact.program)?;
+        let digest = program.digest();
+        let mut layer = program.descriptor(MediaType::Other(LAYER_TYPE.into()))?;
+        let title = (ANNOTATION_TITLE.to_owned(), artifact.title.clone());
+        layer.set_annotations(Some(HashMap::from([title])));
+        self.write_blob(program)?;
+
+        let mut layers = vec![layer];
+        let (others, diff_ids) = self.write_layers(&image)?;
+        layers.extend(others);
+        let config = artifact
+            .wasm
+            .describe(configuration(&image, diff_ids)?, &digest)?;
+        let config = blob::json(&config)?;
+        let annotations = &artifact.image.labels;
+        let described = config.descriptor(MediaType::Other(CONFIG_TYPE.into()))?;
+        let manifest = manifest(described, layers, annotations)?;
+        let written = self.write_manifest(manifest, config, &image.platform)?;
+        Ok(self.list(name, written.descriptor, &written.config))
+    }
+
+    /// Writes an image's blobs.
+    fn write_image(&mut self, image: &Image) -> Result<Written, Error> {
+        let (layers, diff_ids) = self.write_layers(image)?;
+        let config = blob::json(&configuration(image, diff_ids)?)?;
+        let described = config.descriptor(MediaType::ImageConfig)?;
+        let manifest = manifest(described, layers, &BTreeMap::new())?;
+        self.write_manifest(manifest, config, &image.platform)
+    }
+
+    /// Writes the layers of an image's file system: their descriptors and diff ids.
+    fn write_layers(&mut self, image: &Image) -> Result<(Vec<Descriptor>, Vec<String>), Error> {
         let mut layers = Vec::new();
-        let mut paths = Vec::new();
         for layer in &image.layers {
             let layer = layer.blob()?;
             layers.push(layer.descriptor(MediaType::ImageLayer)?);
-            paths.push(layer.path());
             self.write_blob(layer)?;
         }
-
         // Layers are not compressed: the digest of each is its diff id too.
-        let diff_ids: Vec<String> = layers.iter().map(|l| l.digest().to_string()).collect();
-        let config = blob::json(&configuration(image, diff_ids)?)?;
-        let manifest = ImageManifestBuilder::default()
-            .schema_version(2_u32)
-            .media_type(MediaType::ImageManifest)
-            .config(config.descriptor(MediaType::ImageConfig)?)
-            .layers(layers)
-            .build()?;
-        let manifest = blob::json(&manifest)?;
+        let diff_ids = layers.iter().map(|l| l.digest().to_string()).collect();
+        Ok((layers, diff_ids))
+    }
 
+    fn write_manifest(
+        &mut self,
+        manifest: ImageManifest,
+        config: Blob<Vec<u8>>,
+        platform: &Platform,
+    ) -> Result<Written, Error> {
+        let layers = manifest.layers().iter().map(path_of).collect();
+        let manifest = blob::json(&manifest)?;
         let mut descriptor = manifest.descriptor(MediaType::ImageManifest)?;
-        descriptor.set_platform(Some((&image.platform).into()));
+        descriptor.set_platform(Some(platform.into()));
+        let written = Written {
+            descriptor,
+            config: config.without_content(),
+            layers,
+        };
+        self.write_blob(config.into_reader())?;
+        self.write_blob(manifest.into_reader())?;
+        Ok(written)
+    }
+
+    /// Lists what a name stands for in the table of contents.
+    fn list<C>(&mut self, name: &Name, mut descriptor: Descriptor, config: &Blob<C>) -> Saved {
+        let saved = Saved {
+            name: name.clone(),
+            manifest: descriptor.digest().to_string(),
+            config: config.digest(),
+        };
         descriptor.set_annotations(Some(HashMap::from([
             (ANNOTATION_CONTAINERD_NAME.into(), name.to_string()),
             (ANNOTATION_REF_NAME.into(), name.tag().into()),
         ])));
         self.manifests.push(descriptor);
-        self.docker.push(DockerManifest {
-            config: config.path(),
-            repo_tags: vec![name.to_string()],
-            layers: paths,
-        });
+        saved
+    }
 
-        let saved = Saved {
-            name: name.clone(),
-            manifest: manifest.digest(),
-            config: config.digest(),
-        };
-        self.write_blob(config.into_reader())?;
-        self.write_blob(manifest.into_reader())?;
-        Ok(saved)
+    fn list_for_docker(&mut self, name: &Name, image: &Written) {
+        self.docker.push(DockerManifest {
+            config: image.config.path(),
+            repo_tags: vec![name.to_string()],
+            layers: image.layers.clone(),
+        });
     }
 
     /// Writes the table of contents and gives the writer back.
@@ -154,6 +257,15 @@ impl<W: Write> Archive<W> {
 }
 
 impl Blob<Vec<u8>> {
+    /// What it is known by.
+    fn without_content(&self) -> Blob<()> {
+        Blob {
+            content: (),
+            size: self.size,
+            sha256: self.sha256.clone(),
+        }
+    }
+
     fn into_reader(self) -> Blob<io::Cursor<Vec<u8>>> {
         Blob {
             content: io::Cursor::new(self.content),
@@ -167,29 +279,64 @@ impl Image {
     /// Writes an archive of this one image to a file, which is there whole or
     /// as it was before.
     pub fn save(&self, name: &Name, path: impl AsRef<Path>) -> Result<Saved, Error> {
-        let path = path.as_ref();
-        let failed = |source| Error::Save {
-            path: path.into(),
-            source,
-        };
-        let folder = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let file = tempfile::Builder::new()
-            .permissions(fs::Permissions::from_mode(0o666))
-            .tempfile_in(folder)
-            .map_err(failed)?;
-        let mut archive = Archive::new(io::BufWriter::new(file))?;
-        let saved = archive.add(name, self)?;
-        archive
-            .finish()?
-            .into_inner()
-            .map_err(|error| failed(error.into_error()))?
-            .persist(path)
-            .map_err(|error| failed(error.error))?;
-        Ok(saved)
+        save(path.as_ref(), |archive| archive.add(name, self))
     }
+}
+
+/// An archive that becomes a file.
+pub type ArchiveFile = Archive<io::BufWriter<tempfile::NamedTempFile>>;
+
+/// Writes an archive of what `fill` adds to a file, which is there whole or as it was before.
+///
+/// # Errors
+/// Those of `fill`, and where the file cannot be written.
+pub fn save<T, E: From<Error>>(
+    path: &Path,
+    fill: impl FnOnce(&mut ArchiveFile) -> Result<T, E>,
+) -> Result<T, E> {
+    let failed = |source| Error::Save {
+        path: path.into(),
+        source,
+    };
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let file = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+        .map_err(failed)?;
+    let mut archive = Archive::new(io::BufWriter::new(file))?;
+    let filled = fill(&mut archive)?;
+    let file = archive.finish()?.into_inner();
+    file.map_err(|error| failed(error.into_error()))?
+        .persist(path)
+        .map_err(|error| failed(error.error))?;
+    Ok(filled)
+}
+
+/// A manifest (`manifest.md` of the OCI image specification).
+fn manifest(
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+    annotations: &BTreeMap<String, String>,
+) -> Result<ImageManifest, Error> {
+    let mut manifest = ImageManifestBuilder::default()
+        .schema_version(2_u32)
+        .media_type(MediaType::ImageManifest)
+        .config(config)
+        .layers(layers)
+        .build()?;
+    if !annotations.is_empty() {
+        manifest.set_annotations(Some(annotations.clone().into_iter().collect()));
+    }
+    Ok(manifest)
+}
+
+/// Where the archive has the blob of a descriptor.
+fn path_of(descriptor: &Descriptor) -> String {
+    let digest = descriptor.digest();
+    format!("blobs/{}/{}", digest.algorithm(), digest.digest())
 }
 
 /// The image's `application/vnd.oci.image.config.v1+json`.
@@ -388,6 +535,119 @@ mod tests {
         let expected = expected
             .map(|(path, mode, owner, text)| (path.to_owned(), mode, owner, text.to_owned()));
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn an_index_names_one_image_for_each_platform() {
+        let images = ["wasi/wasm", "linux/amd64", "linux/arm64"].map(|platform| Image {
+            platform: platform.parse().unwrap(),
+            ..Image::default()
+        });
+        let mut archive = Archive::new(Vec::new()).unwrap();
+        let name = "hello:1".parse().unwrap();
+        let saved = archive.add_index(&name, &images).unwrap();
+        let files = files(&archive.finish().unwrap());
+        let top = ImageIndex::from_reader(&files["index.json"][..]).unwrap();
+        let [descriptor] = &top.manifests()[..] else {
+            panic!("{top:?}")
+        };
+        assert_eq!(descriptor.media_type(), &MediaType::ImageIndex);
+        assert_eq!(descriptor.digest().to_string(), saved.manifest);
+        let index = ImageIndex::from_reader(&blob(&files, descriptor)[..]).unwrap();
+        let found: Vec<String> = index
+            .manifests()
+            .iter()
+            .map(|manifest| {
+                let bytes = blob(&files, manifest);
+                let image = ImageManifest::from_reader(&bytes[..]).unwrap();
+                let config = blob(&files, image.config());
+                let config = ImageConfiguration::from_reader(&config[..]).unwrap();
+                let platform = manifest.platform().as_ref().unwrap();
+                assert_eq!(platform.os(), config.os());
+                assert_eq!(platform.architecture(), config.architecture());
+                format!("{}/{}", platform.os(), platform.architecture())
+            })
+            .collect();
+        assert_eq!(found, ["wasi/wasm", "linux/amd64", "linux/arm64"]);
+        // Docker's classic store is given the first that it can run.
+        let docker: serde_json::Value = serde_json::from_slice(&files["manifest.json"]).unwrap();
+        let config = &files[docker[0]["Config"].as_str().unwrap()];
+        let config = ImageConfiguration::from_reader(&config[..]).unwrap();
+        assert_eq!(config.architecture(), &Arch::Amd64);
+
+        let mut archive = Archive::new(Vec::new()).unwrap();
+        let twice = [images[0].clone(), images[0].clone()];
+        let error = archive.add_index(&name, &twice).unwrap_err().to_string();
+        assert!(error.contains("wasi/wasm is given twice"), "{error}");
+        assert!(archive.add_index(&name, &[]).is_err());
+    }
+
+    #[test]
+    fn an_artifact_is_the_file_as_it_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("app.wasm");
+        fs::write(&program, b"\0asm\x0d\0\x01\0").unwrap();
+        let artifact = Artifact {
+            program,
+            wasm: crate::Wasm::Component {
+                imports: vec!["wasi:cli/environment@0.2.0".into()],
+                exports: vec!["wasi:cli/run@0.2.0".into()],
+            },
+            title: "app.wasm".into(),
+            image: Image {
+                entrypoint: vec!["/app.wasm".into()],
+                labels: BTreeMap::from([("k".into(), "v".into())]),
+                ..Image::default()
+            },
+        };
+        let write = || {
+            let mut archive = Archive::new(Vec::new()).unwrap();
+            archive
+                .add_artifact(&"hello:1".parse().unwrap(), &artifact)
+                .unwrap();
+            archive.finish().unwrap()
+        };
+        let bytes = write();
+        assert_eq!(bytes, write(), "the same input gives the same bytes");
+        let files = files(&bytes);
+        let index = ImageIndex::from_reader(&files["index.json"][..]).unwrap();
+        let descriptor = &index.manifests()[0];
+        assert_eq!(
+            descriptor.platform().as_ref().unwrap().os(),
+            &Os::Other("wasip2".into())
+        );
+        let manifest = ImageManifest::from_reader(&blob(&files, descriptor)[..]).unwrap();
+        assert_eq!(manifest.config().media_type().to_string(), CONFIG_TYPE);
+        assert_eq!(manifest.annotations().as_ref().unwrap()["k"], "v");
+        let [layer] = &manifest.layers()[..] else {
+            panic!("{manifest:?}")
+        };
+        assert_eq!(layer.media_type().to_string(), LAYER_TYPE);
+        assert_eq!(
+            layer.annotations().as_ref().unwrap()[ANNOTATION_TITLE],
+            "app.wasm"
+        );
+        assert_eq!(blob(&files, layer), b"\0asm\x0d\0\x01\0");
+        let config: serde_json::Value =
+            serde_json::from_slice(&blob(&files, manifest.config())).unwrap();
+        assert_eq!(
+            config,
+            serde_json::json!({
+                "created": CREATED,
+                "architecture": "wasm",
+                "os": "wasip2",
+                "layerDigests": [layer.digest().to_string()],
+                "component": {
+                    "imports": ["wasi:cli/environment@0.2.0"],
+                    "exports": ["wasi:cli/run@0.2.0"],
+                    "target": null,
+                },
+                "config": {"Entrypoint": ["/app.wasm"], "Labels": {"k": "v"}},
+                "rootfs": {"type": "layers", "diff_ids": []},
+            })
+        );
+        // There is nothing in it for Docker's classic store.
+        assert_eq!(files["manifest.json"], b"[]");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Blobs: bytes with the digest by which an image knows them.
 
+use std::fs;
 use std::io::{self, Read, Seek, Write};
+use std::path::Path;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -47,6 +49,26 @@ pub fn json(document: &impl Serialize) -> Result<Blob<Vec<u8>>, Error> {
         sha256: format!("{:x}", Sha256::digest(&content)),
         content,
     })
+}
+
+/// A copy of a file of the host as a blob.
+///
+/// # Errors
+/// When it cannot be read or is no file.
+pub fn of_file(path: &Path) -> Result<Blob<impl Read + use<>>, Error> {
+    let failed = |source| Error::Program {
+        path: path.into(),
+        source,
+    };
+    // Opening a pipe would wait for a writer, so look first.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(Error::Kind(path.into()));
+    }
+    let mut file = fs::File::open(path).map_err(failed)?;
+    let spool = |source| Error::Spool { source };
+    let mut copy = Spool::new().map_err(spool)?;
+    io::copy(&mut file, &mut copy).map_err(failed)?;
+    copy.finish().map_err(spool)
 }
 
 /// Takes bytes on their way to a file and turns them into a blob.

@@ -1,5 +1,7 @@
 use std::{io, path::PathBuf};
 
+use crate::Platform;
+
 /// Why an image could not be described or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -11,6 +13,15 @@ pub enum Error {
         "`{0}` is not a platform: write it as os/architecture, for example wasi/wasm or linux/amd64"
     )]
     Platform(String),
+    /// Two images of an index are for the same platform.
+    #[error("the platform {0} is given twice")]
+    PlatformTwice(Platform),
+    /// An index of no images.
+    #[error("an image for no platform can be used nowhere: give at least one")]
+    NoImage,
+    /// A wasm file that was to be a layer could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Program { path: PathBuf, source: io::Error },
     /// A path in the image that cannot be one.
     #[error("`{path}` cannot be a path in an image: {reason}")]
     Path { path: String, reason: &'static str },

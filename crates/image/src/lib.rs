@@ -1,6 +1,6 @@
-//! Writing container images: an [`Image`] says what is in one and how it runs,
-//! an [`Archive`] puts images into one file that `ctr images import`,
-//! `docker load` and other OCI tools take.
+//! Writing container images: an [`Image`] says what is in one and how it runs, an
+//! [`Artifact`] is a wasm file without a file system around it, an [`Archive`] puts
+//! them into one file that `ctr images import`, `docker load` and other OCI tools take.
 //!
 //! An image is made of nothing but what it is told to hold. Its bytes do not
 //! depend on the machine, the user or the hour: the same input gives the same
@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod artifact;
 mod blob;
 mod error;
 mod layer;
@@ -33,7 +34,8 @@ mod platform;
 
 use std::collections::BTreeMap;
 
-pub use archive::{Archive, Saved};
+pub use archive::{Archive, ArchiveFile, Saved, save};
+pub use artifact::{Artifact, Wasm};
 pub use error::Error;
 pub use layer::{Entry, Layer};
 pub use name::Name;

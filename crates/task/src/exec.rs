@@ -1,11 +1,10 @@
 //! A further process of a task, from Exec to its Delete.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::{Mutex as SyncMutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use container::{Bundle, Console, Exec, Exit, Process, Stdio, StdioPaths};
+use container::{Bundle, Console, Exec, Exit, Module, Process, Stdio, StdioPaths};
 use containerd_shim::api::{ExecProcessRequest, Status};
 use containerd_shim::protos::protobuf::MessageField;
 use nix::sys::signal::Signal;
@@ -126,11 +125,14 @@ impl ExecProcess {
         *self.streams() = Some(stdio.clone());
         let since = Instant::now();
         let exec = Exec {
-            bundle: bundle.path,
+            bundle: bundle.path.clone(),
             process: self.spec.clone(),
             terminal: self.paths.terminal,
         };
-        let artifact = |module: File, path: String| self.task.artifact(daemon, module, path);
+        let artifact = |module: Module| {
+            let task = &self.task;
+            daemon.artifact(task.id(), &bundle, task.options(), module)
+        };
         let (told, ended) = oneshot::channel();
         let born = |process: Process, console: Option<Console>| {
             if let Some(console) = console {

@@ -76,16 +76,59 @@ impl Caches {
         module: File,
         path: String,
     ) -> Result<File, String> {
+        self.in_cache(folder, move |cache, reaper| {
+            cache.artifact(&module, &path, &|command| reaper.run(command))
+        })
+        .await
+    }
+
+    /// The native code that is kept under `key` in the cache in `folder` or the built-in one.
+    ///
+    /// # Errors
+    /// Why the cache cannot be used.
+    pub async fn known(
+        &self,
+        folder: Option<&Path>,
+        key: [u8; 32],
+    ) -> Result<Option<File>, String> {
+        self.in_cache(folder, move |cache, _| Ok(cache.known(&key)))
+            .await
+    }
+
+    /// As [`Caches::artifact`], of what the caller knows to be what `key` stands for; see
+    /// [`wasm::Cache::artifact_of`].
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn artifact_of(
+        &self,
+        folder: Option<&Path>,
+        key: [u8; 32],
+        module: File,
+        name: String,
+    ) -> Result<File, String> {
+        self.in_cache(folder, move |cache, reaper| {
+            cache.artifact_of(&key, module, &name, &|command| reaper.run(command))
+        })
+        .await
+    }
+
+    /// Has `work` done with a cache, where it may block.
+    async fn in_cache<T: Send + 'static>(
+        &self,
+        folder: Option<&Path>,
+        work: impl FnOnce(&wasm::Cache, &Reaper) -> Result<T, wasm::CacheError> + Send + 'static,
+    ) -> Result<T, String> {
         let caches = self.clone();
         let folder = folder
             .unwrap_or(Path::new(wasm::DEFAULT_CACHE_DIR))
             .to_owned();
-        let made = tokio::task::spawn_blocking(move || {
+        let done = tokio::task::spawn_blocking(move || {
             let cache = caches.cache(folder)?;
-            cache.artifact(&module, &path, &|command| caches.reaper.run(command))
+            work(&cache, &caches.reaper)
         });
-        match made.await {
-            Ok(Ok(file)) => Ok(file),
+        match done.await {
+            Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(error.to_string()),
             Err(error) => Err(format!("looking for a guest's native code: {error}")),
         }

@@ -3,7 +3,7 @@
 //! and `wasm`.
 //!
 //! Reading order: [`start`], [`serve`](fn@serve), `service` (the calls), `task` (one container's
-//! life), `events`, `options`; then `sandbox` and `sandbox_service`.
+//! life), `image` (wasm that is no file), `events`, `options`; then `sandbox` and `sandbox_service`.
 
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod exec;
 mod guests;
+mod image;
 mod info;
 mod memo;
 mod metrics;

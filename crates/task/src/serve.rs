@@ -27,6 +27,7 @@ use tokio::sync::Notify;
 
 use crate::events::Publisher;
 use crate::guests::{Caches, guests};
+use crate::image::Images;
 use crate::sandbox::Slot;
 use crate::sandbox_service::SandboxService;
 use crate::service::Service;
@@ -145,6 +146,7 @@ async fn run(
     let publisher = Publisher::start(address, flags.namespace.clone());
     let daemon = Arc::new(Daemon {
         caches: Caches::new(reaper.clone()),
+        images: Images::new(&flags.address, &flags.namespace),
         zygote: Zygote::watch(zygote, successor)?,
         reaper,
         publisher: publisher.clone(),

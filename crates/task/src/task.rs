@@ -17,7 +17,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use container::cgroup::{Cgroup, OomWatch};
 use container::rootfs::{self, Mount};
 use container::{
-    Bundle, Container, Create, Exit, Logging, OomKills, Process, Reaper, Restore, Stdio,
+    Bundle, Container, Create, Exit, Logging, Module, OomKills, Process, Reaper, Restore, Stdio,
     StdioPaths, Target, Zygote,
 };
 use containerd_shim::api::{CreateTaskRequest, ExecProcessRequest, Status};
@@ -32,6 +32,7 @@ use crate::error::Error;
 use crate::events::{Publisher, TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskStart};
 use crate::exec::ExecProcess;
 use crate::guests::Caches;
+use crate::image::Images;
 use crate::memo::Memo;
 use crate::options::Options;
 use crate::sandbox::Slot;
@@ -49,6 +50,8 @@ pub struct Daemon {
     pub publisher: Publisher,
     /// Compiled guests.
     pub caches: Caches,
+    /// Guests that are no files.
+    pub images: Images,
     /// containerd's namespace.
     pub namespace: String,
     /// The pod without a container of its own that the tasks belong to, if they do.
@@ -63,6 +66,41 @@ impl Daemon {
             namespace: &self.namespace,
             reaper: &self.reaper,
         }
+    }
+
+    /// The native code of `module`, which a process of the container `id` is to run; `None` where
+    /// there is no such module.
+    ///
+    /// # Errors
+    /// Why it cannot be run.
+    pub async fn artifact(
+        &self,
+        id: &str,
+        bundle: &Bundle,
+        options: &Options,
+        module: Module,
+    ) -> Result<Option<File>, String> {
+        let cache = options.cache_dir.as_deref();
+        let name = match module {
+            Module::File { file, path } => {
+                let made = self.caches.artifact(cache, file, path).await;
+                return made.map(Some);
+            }
+            Module::Layer { name } => name,
+        };
+        let entrypoint = bundle.process().and_then(|it| it.args().as_ref()?.first());
+        let entrypoint = entrypoint.map_or("", String::as_str);
+        let found = self.images.layer(id, &name, entrypoint).await;
+        let Some(layer) = found.map_err(|error| error.to_string())? else {
+            return Ok(None);
+        };
+        let key = layer.key();
+        if let Some(known) = self.caches.known(cache, key).await? {
+            return Ok(Some(known));
+        }
+        let module = layer.read().await.map_err(|error| error.to_string())?;
+        let made = self.caches.artifact_of(cache, key, module, layer.name());
+        made.await.map(Some)
     }
 }
 
@@ -138,10 +176,7 @@ impl Task {
             .map_err(|error| Error::Unknown(format!("noting the container's state: {error}")))?;
         let since = Instant::now();
         let kills = OomKills::now();
-        let artifact = |module: File, path: String| {
-            let (caches, folder) = (daemon.caches.clone(), options.cache_dir.clone());
-            async move { caches.artifact(folder.as_deref(), module, path).await }
-        };
+        let artifact = |module: Module| daemon.artifact(&request.id, &bundle, &options, module);
         let created = Container::create(&daemon.zygote, create, theirs, artifact).await;
         let (container, console) = match created {
             Ok(created) => created,
@@ -474,20 +509,6 @@ impl Task {
                 self.id
             ))),
         }
-    }
-
-    /// The native code of a guest of this task; see [`Caches::artifact`].
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub async fn artifact(
-        &self,
-        daemon: &Daemon,
-        module: File,
-        path: String,
-    ) -> Result<File, String> {
-        let folder = self.options.cache_dir.as_deref();
-        daemon.caches.artifact(folder, module, path).await
     }
 
     /// The container.

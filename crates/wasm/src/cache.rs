@@ -156,6 +156,31 @@ impl Cache {
         })
     }
 
+    /// The native code that is kept under `key`, open for reading, if it is here. Blocks.
+    pub fn known(&self, key: &[u8; 32]) -> Option<File> {
+        self.find(key)
+    }
+
+    /// As [`Cache::artifact`], of a module that the caller knows to be what `key` stands for, and
+    /// that nobody else can change. A key is a module's SHA-256, or that of [`Parts`](crate::Parts),
+    /// made in another way.
+    ///
+    /// # Errors
+    /// As [`Cache::artifact`].
+    pub fn artifact_of(
+        &self,
+        key: &[u8; 32],
+        module: File,
+        name: &str,
+        run: &dyn Fn(Command) -> io::Result<ExitStatus>,
+    ) -> Result<File, CacheError> {
+        let _lock = self.lock(key).map_err(|error| self.write(name, error))?;
+        match self.find(key) {
+            Some(artifact) => Ok(artifact),
+            None => self.make(module, key, name, run),
+        }
+    }
+
     /// The native code of `module`, open for reading; compiled now if it never was. Blocks.
     ///
     /// `name` stands for the module in errors. `run` starts the command it is given, waits for it

@@ -17,11 +17,13 @@
 
 mod artifact;
 mod cache;
+mod compose;
 mod digest;
 mod engine;
 mod guest;
 mod host;
 mod names;
+mod parts;
 mod recall;
 mod sandbox;
 mod serve;
@@ -33,6 +35,7 @@ mod worker;
 pub use cache::{Cache, CacheError, DEFAULT_CACHE_DIR};
 pub use guest::{EXIT_HOST_FAILURE, EXIT_TRAP, Guest, Invocation};
 pub use host::{Host, LoadError};
+pub use parts::Parts;
 pub use signals::install_termination_handlers;
 pub use worker::{MAX_MODULE_BYTES, WORKER_ACTION, worker_main};
 

@@ -1,6 +1,6 @@
 //! The compile worker: a process that can do nothing but turn one module into native code.
 //!
-//! Its standard input is the module, its standard output the file that takes the code, and its
+//! Its standard input is the module, or a program and what it may be composed with (`parts.rs`), its standard output the file that takes the code, and its
 //! standard error takes one line of JSON at the end, the [`Report`]. Text before that line comes
 //! from a compiler that panicked or ran out of memory.
 
@@ -15,7 +15,7 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module, UnknownImportError};
 
 use crate::artifact::Kind;
-use crate::{engine, sandbox, serve};
+use crate::{compose, engine, sandbox, serve};
 
 /// The first argument with which a program has to call [`worker_main`].
 pub const WORKER_ACTION: &str = "compile-worker";
@@ -62,7 +62,7 @@ fn run() -> Report {
     if let Err(error) = io::stdin().read_to_end(&mut wasm) {
         return Report::Failed(format!("reading the module: {error}"));
     }
-    match compile(&wasm) {
+    match compose::program(wasm).and_then(|wasm| compile(&wasm)) {
         Ok((kind, code)) => match write(&code) {
             Ok(()) => Report::Compiled(kind),
             Err(error) => Report::Failed(format!("writing its native code: {error}")),
@@ -100,7 +100,7 @@ fn compile(wasm: &[u8]) -> Result<(Kind, Vec<u8>), String> {
 }
 
 /// Whether the layer field of the header says component (component-model/Binary.md).
-fn is_component(wasm: &[u8]) -> bool {
+pub(crate) fn is_component(wasm: &[u8]) -> bool {
     wasm.get(6..8) == Some(&[1, 0])
 }
 

@@ -1,0 +1,130 @@
+//! Reads an archive that this program has written: an OCI image layout in a tar.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// Where a blob lies in the archive's file.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    offset: u64,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// An archive, open.
+pub struct Layout {
+    file: File,
+    places: HashMap<String, Place>,
+}
+
+/// What of a manifest, an index or the table of contents matters here.
+#[derive(Debug, Deserialize)]
+pub struct Document {
+    /// A manifest's configuration.
+    pub config: Option<Descriptor>,
+    /// A manifest's layers.
+    #[serde(default)]
+    pub layers: Vec<Descriptor>,
+    /// An index's manifests.
+    #[serde(default)]
+    pub manifests: Vec<Descriptor>,
+}
+
+/// What refers to a blob.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What it is.
+    pub media_type: String,
+    /// `sha256:...`.
+    pub digest: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// More about it.
+    #[serde(default)]
+    pub annotations: HashMap<String, String>,
+}
+
+impl Descriptor {
+    /// Whether it refers to others.
+    pub fn is_parent(&self) -> bool {
+        [
+            "application/vnd.oci.image.manifest.v1+json",
+            "application/vnd.oci.image.index.v1+json",
+        ]
+        .contains(&self.media_type.as_str())
+    }
+}
+
+impl Layout {
+    /// Opens the archive `path`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let read = || format!("cannot read {}", path.display());
+        let file = File::open(path).with_context(read)?;
+        let mut places = HashMap::new();
+        let mut tar = tar::Archive::new(&file);
+        for entry in tar.entries().with_context(read)? {
+            let entry = entry.with_context(read)?;
+            let place = Place {
+                offset: entry.raw_file_position(),
+                size: entry.size(),
+            };
+            places.insert(entry.path()?.to_string_lossy().into_owned(), place);
+        }
+        Ok(Self { file, places })
+    }
+
+    /// The table of contents.
+    ///
+    /// # Errors
+    /// When it is not there or cannot be read.
+    pub fn index(&self) -> Result<Document> {
+        self.document("index.json")
+    }
+
+    /// The manifest or index that `descriptor` refers to.
+    ///
+    /// # Errors
+    /// As [`Layout::index`].
+    pub fn parent(&self, descriptor: &Descriptor) -> Result<Document> {
+        self.document(&path(&descriptor.digest))
+    }
+
+    /// Where the blob `digest` lies.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn place(&self, digest: &str) -> Result<Place> {
+        let place = self.places.get(&path(digest));
+        place.copied().context("the archive lacks a blob")
+    }
+
+    /// Up to `most` bytes of a blob from `offset` on.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn chunk(&self, place: Place, offset: u64, most: u64) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; most.min(place.size - offset) as usize];
+        self.file.read_exact_at(&mut bytes, place.offset + offset)?;
+        Ok(bytes)
+    }
+
+    fn document<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let place = self.places.get(path);
+        let place = *place.with_context(|| format!("the archive lacks {path}"))?;
+        Ok(serde_json::from_slice(&self.chunk(place, 0, place.size)?)?)
+    }
+}
+
+fn path(digest: &str) -> String {
+    format!("blobs/{}", digest.replacen(':', "/", 1))
+}
