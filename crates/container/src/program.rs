@@ -60,16 +60,23 @@ pub(crate) enum Program {
 #[derive(Clone)]
 pub(crate) struct Launcher {
     guests: Rc<dyn Guests>,
+    settings: Rc<str>,
     daemon: Rc<OwnedFd>,
     reply_to: RawFd,
 }
 
 impl Launcher {
-    /// One that runs wasm with `guests` and talks to the daemon over `daemon`. `reply_to` is where
+    /// One that runs wasm with `guests`, as `settings` say, and talks to the daemon over `daemon`. `reply_to` is where
     /// the helper that it comes of is to answer.
-    pub(crate) fn new(guests: Rc<dyn Guests>, daemon: OwnedFd, reply_to: RawFd) -> Self {
+    pub(crate) fn new(
+        guests: Rc<dyn Guests>,
+        settings: String,
+        daemon: OwnedFd,
+        reply_to: RawFd,
+    ) -> Self {
         Self {
             guests,
+            settings: settings.into(),
             daemon: Rc::new(daemon),
             reply_to,
         }
@@ -97,7 +104,7 @@ impl Launcher {
                 shims.retain(|fd| *fd != file.as_raw_fd());
                 let artifact = self.artifact(&path, &file)?;
                 self.guests
-                    .load(artifact, function.as_deref())
+                    .load(artifact, function.as_deref(), &self.settings)
                     .map(|guest| Program::Guest(guest, shims))
             }
         }

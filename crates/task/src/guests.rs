@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use container::{Guest, Guests, Invocation, Reaper};
+use wasm::settings::Flags;
 
 /// Everything that runs guests, made in the zygote.
 ///
@@ -24,11 +25,33 @@ impl Guests for Wasm {
         wasm::is_wasm
     }
 
-    fn load(&self, artifact: File, function: Option<&str>) -> Result<Box<dyn Guest>, String> {
-        match self.0.load(artifact, function) {
+    fn load(
+        &self,
+        artifact: File,
+        function: Option<&str>,
+        settings: &str,
+    ) -> Result<Box<dyn Guest>, String> {
+        let settings = read(settings)?;
+        match self.0.load(artifact, function, settings) {
             Ok(guest) => Ok(Box::new(Loaded(guest))),
             Err(error) => Err(error.to_string()),
         }
+    }
+}
+
+/// The settings of a guest on their way to its process; those that nobody has set are no words.
+pub fn write(settings: &wasm::Settings) -> String {
+    match *settings == wasm::Settings::default() {
+        true => String::new(),
+        false => serde_json::to_string(settings).expect("settings are plain"),
+    }
+}
+
+fn read(settings: &str) -> Result<wasm::Settings, String> {
+    match settings {
+        "" => Ok(wasm::Settings::default()),
+        text => serde_json::from_str(text)
+            .map_err(|error| format!("reading the guest's settings: {error}")),
     }
 }
 
@@ -52,7 +75,7 @@ impl Guest for Loaded {
 /// The caches that the containers of this daemon use; nearly always one.
 #[derive(Clone)]
 pub struct Caches {
-    open: Arc<Mutex<HashMap<PathBuf, Arc<wasm::Cache>>>>,
+    open: Arc<Mutex<HashMap<(PathBuf, Flags), Arc<wasm::Cache>>>>,
     reaper: Reaper,
 }
 
@@ -66,13 +89,14 @@ impl Caches {
     }
 
     /// The native code of the open file `module`, which `path` stands for in messages, from the
-    /// cache in `folder` or the built-in one.
+    /// cache in `folder` or the built-in one, compiled as `flags` say.
     ///
     /// # Errors
     /// Why there is none.
     pub async fn artifact(
         &self,
         folder: Option<&Path>,
+        flags: Flags,
         module: File,
         path: String,
     ) -> Result<File, String> {
@@ -81,7 +105,7 @@ impl Caches {
             .unwrap_or(Path::new(wasm::DEFAULT_CACHE_DIR))
             .to_owned();
         let made = tokio::task::spawn_blocking(move || {
-            let cache = caches.cache(folder)?;
+            let cache = caches.cache(folder, flags)?;
             cache.artifact(&module, &path, &|command| caches.reaper.run(command))
         });
         match made.await {
@@ -91,13 +115,14 @@ impl Caches {
         }
     }
 
-    fn cache(&self, folder: PathBuf) -> Result<Arc<wasm::Cache>, wasm::CacheError> {
+    fn cache(&self, folder: PathBuf, flags: Flags) -> Result<Arc<wasm::Cache>, wasm::CacheError> {
+        let key = (folder, flags);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cache) = open.get(&folder) {
+        if let Some(cache) = open.get(&key) {
             return Ok(cache.clone());
         }
-        let cache = Arc::new(wasm::Cache::open(&folder, "/proc/self/exe")?);
-        open.insert(folder, cache.clone());
+        let cache = Arc::new(wasm::Cache::open(&key.0, "/proc/self/exe", key.1.clone())?);
+        open.insert(key, cache.clone());
         Ok(cache)
     }
 }

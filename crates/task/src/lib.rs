@@ -3,7 +3,8 @@
 //! and `wasm`.
 //!
 //! Reading order: [`start`], [`serve`](fn@serve), `service` (the calls), `task` (one container's
-//! life), `events`, `options`; then `sandbox` and `sandbox_service`.
+//! life), `events`, `options` (what can be set), `layers` (where it is set); then `sandbox` and
+//! `sandbox_service`.
 
 #![forbid(unsafe_code)]
 
@@ -13,8 +14,10 @@ mod events;
 mod exec;
 mod guests;
 mod info;
+mod layers;
 mod memo;
 mod metrics;
+mod names;
 mod options;
 mod pod_config;
 mod sandbox;

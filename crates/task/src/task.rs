@@ -31,7 +31,7 @@ use tokio::sync::{Mutex, oneshot, watch};
 use crate::error::Error;
 use crate::events::{Publisher, TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskStart};
 use crate::exec::ExecProcess;
-use crate::guests::Caches;
+use crate::guests::{self, Caches};
 use crate::memo::Memo;
 use crate::options::Options;
 use crate::sandbox::Slot;
@@ -104,7 +104,9 @@ impl Task {
         daemon: &Arc<Daemon>,
         request: &CreateTaskRequest,
     ) -> Result<Arc<Self>, Error> {
-        let options = Options::from_any(request.options.as_ref())
+        let bundle = Bundle::load(request.bundle.as_ref())
+            .map_err(|error| Error::InvalidArgument(error.to_string()))?;
+        let options = Options::of(request.options.as_ref(), bundle.spec.annotations().as_ref())
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
         for name in options.ignored() {
             log::info!(
@@ -112,8 +114,6 @@ impl Task {
                 request.id
             );
         }
-        let bundle = Bundle::load(request.bundle.as_ref())
-            .map_err(|error| Error::InvalidArgument(error.to_string()))?;
         let mut memo = Memo::new(&daemon.namespace, &bundle.path, &options);
         let mut create = create_request(&memo.root, request, &bundle, &options);
         if create.mounts.is_empty() {
@@ -140,7 +140,12 @@ impl Task {
         let kills = OomKills::now();
         let artifact = |module: File, path: String| {
             let (caches, folder) = (daemon.caches.clone(), options.cache_dir.clone());
-            async move { caches.artifact(folder.as_deref(), module, path).await }
+            let flags = options.guest.flags();
+            async move {
+                caches
+                    .artifact(folder.as_deref(), flags, module, path)
+                    .await
+            }
         };
         let created = Container::create(&daemon.zygote, create, theirs, artifact).await;
         let (container, console) = match created {
@@ -485,7 +490,8 @@ impl Task {
         path: String,
     ) -> Result<File, String> {
         let folder = self.options.cache_dir.as_deref();
-        daemon.caches.artifact(folder, module, path).await
+        let flags = self.options.guest.flags();
+        daemon.caches.artifact(folder, flags, module, path).await
     }
 
     /// The container.
@@ -629,6 +635,7 @@ fn create_request(
         terminal: request.terminal,
         systemd_cgroup: options.systemd_cgroup,
         no_pivot_root: options.no_pivot_root,
+        guest: guests::write(&options.guest),
         pod: None,
         restore: (!request.checkpoint.is_empty()).then(|| Restore {
             images: PathBuf::from(&request.checkpoint),

@@ -1,5 +1,6 @@
 //! The compile worker: a process that can do nothing but turn one module into native code.
 //!
+//! Its second argument, if there is one, says how to compile, as JSON ([`Flags`]).
 //! Its standard input is the module, its standard output the file that takes the code, and its
 //! standard error takes one line of JSON at the end, the [`Report`]. Text before that line comes
 //! from a compiler that panicked or ran out of memory.
@@ -15,9 +16,10 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module, UnknownImportError};
 
 use crate::artifact::Kind;
+use crate::settings::Flags;
 use crate::{engine, sandbox, serve};
 
-/// The first argument with which a program has to call [`worker_main`].
+/// The first argument with which a program has to call [`worker_main`]. The second is the worker's own.
 pub const WORKER_ACTION: &str = "compile-worker";
 
 /// The largest module that is accepted, in bytes.
@@ -55,14 +57,19 @@ pub fn worker_main() -> ExitCode {
 }
 
 fn run() -> Report {
+    let flags = std::env::args().nth(2);
     if let Err(error) = sandbox::enter() {
         return Report::Exposed(error.to_string());
     }
+    let flags = match flags.map_or(Ok(Flags::default()), |flags| serde_json::from_str(&flags)) {
+        Ok(flags) => flags,
+        Err(error) => return Report::Failed(format!("reading how to compile: {error}")),
+    };
     let mut wasm = Vec::new();
     if let Err(error) = io::stdin().read_to_end(&mut wasm) {
         return Report::Failed(format!("reading the module: {error}"));
     }
-    match compile(&wasm) {
+    match compile(&wasm, &flags) {
         Ok((kind, code)) => match write(&code) {
             Ok(()) => Report::Compiled(kind),
             Err(error) => Report::Failed(format!("writing its native code: {error}")),
@@ -78,21 +85,21 @@ fn write(code: &[u8]) -> io::Result<()> {
 }
 
 /// Compiles `wasm` and checks that everything it imports is there.
-fn compile(wasm: &[u8]) -> Result<(Kind, Vec<u8>), String> {
+fn compile(wasm: &[u8], flags: &Flags) -> Result<(Kind, Vec<u8>), String> {
     if wasm.is_empty() {
         return Err("the file is empty".into());
     }
     if is_component(wasm) {
         let (kind, engine) = match serves_http(wasm) {
-            true => (Kind::Server, engine::server_engine(None)),
-            false => (Kind::Component, engine::engine()),
+            true => (Kind::Server, engine::server_engine(flags, None)),
+            false => (Kind::Component, engine::engine(flags)),
         };
         let engine = engine.map_err(text)?;
         let component = Component::from_binary(&engine, wasm).map_err(text)?;
         check_component(&engine, &component)?;
         Ok((kind, component.serialize().map_err(text)?))
     } else {
-        let engine = engine::engine().map_err(text)?;
+        let engine = engine::engine(flags).map_err(text)?;
         let module = Module::from_binary(&engine, wasm).map_err(text)?;
         check_module(&engine, &module)?;
         Ok((Kind::Module, module.serialize().map_err(text)?))

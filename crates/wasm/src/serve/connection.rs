@@ -23,7 +23,7 @@ use wasmtime_wasi_http::handler::{
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::instances::Instances;
-use super::settings::{HEADER_TIME, MAX_HEADERS, MOST_REQUESTS};
+use super::settings::Settings;
 use crate::guest::{complain, tell};
 
 /// How connections are served.
@@ -31,18 +31,20 @@ pub(super) struct Protocol(Builder<TokioExecutor>);
 
 impl Protocol {
     /// HTTP/1.1, and HTTP/2 for clients that begin with it.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let http = &settings.set.http;
+        let max_headers = http.max_headers.0;
         let mut builder = Builder::new(TokioExecutor::new());
         builder
             .http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIME)
-            .max_buf_size(MAX_HEADERS);
+            .header_read_timeout(http.header_time.0)
+            .max_buf_size(max_headers as usize);
         builder
             .http2()
             .timer(TokioTimer::new())
-            .max_header_list_size(MAX_HEADERS as u32)
-            .max_concurrent_streams(MOST_REQUESTS);
+            .max_header_list_size(u32::try_from(max_headers).unwrap_or(u32::MAX))
+            .max_concurrent_streams(settings.set.pool.instances.0);
         Self(builder)
     }
 

@@ -18,9 +18,10 @@ use wasmtime::Engine;
 use wasmtime::component::InstancePre;
 use wasmtime_wasi_http::{p2, p3};
 
+use std::sync::Arc;
+
 use crate::guest::{EXIT_HOST_FAILURE, Invocation};
 use crate::state::State;
-pub(crate) use settings::MOST_REQUESTS;
 use settings::Settings;
 
 /// Whether a component that exports `name` handles requests.
@@ -55,9 +56,10 @@ impl Server {
         self,
         engine: &Engine,
         invocation: &Invocation,
+        set: Arc<crate::Settings>,
         started: &mut dyn FnMut(Result<(), String>),
     ) -> i32 {
-        let served = Settings::of(invocation)
+        let served = Settings::of(invocation, set)
             .and_then(|settings| listener::serve(engine, self.0, invocation, settings, started));
         match served {
             Ok(()) => 0,
