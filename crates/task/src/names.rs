@@ -150,7 +150,7 @@ mod tests {
             .filter_map(|line| {
                 let mut cells = line.strip_prefix("| `")?.split(" | ");
                 let name = cells.next()?.trim_end_matches('`').to_owned();
-                let default = cells.last()?.trim_end_matches('|').trim().to_owned();
+                let default = cells.last()?.trim_matches(['|', ' ']).to_owned();
                 Some((name, default))
             })
             .collect();

@@ -1,6 +1,7 @@
 //! One client's connection: its requests, and what it is told when there is no response.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,7 @@ use wasmtime_wasi_http::handler::{
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::instances::Instances;
+use super::log::Entry;
 use super::settings::Settings;
 use crate::guest::{complain, tell};
 
@@ -56,7 +58,11 @@ impl Protocol {
         handler: ProxyHandler<Instances>,
         mut ending: watch::Receiver<bool>,
     ) {
-        let service = service_fn(move |request| answer(handler.clone(), request));
+        // One that has broken off has none.
+        let client = stream
+            .peer_addr()
+            .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+        let service = service_fn(move |request| answer_and_log(handler.clone(), client, request));
         let mut connection = pin!(self.0.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             // A client that breaks off or talks nonsense has been told so; nobody else cares.
@@ -66,6 +72,24 @@ impl Protocol {
         connection.as_mut().graceful_shutdown();
         let _ = connection.await;
     }
+}
+
+/// As [`answer`], with a line about it if that is set.
+async fn answer_and_log(
+    handler: ProxyHandler<Instances>,
+    client: IpAddr,
+    request: Request<Incoming>,
+) -> Result<Response<WasiBody>, Infallible> {
+    let instances = handler.state();
+    let entry = match instances.settings.set.http.log {
+        true => Some(Entry::new(&instances.stdout, client, &request)),
+        false => None,
+    };
+    let response = answer(handler, request).await?;
+    Ok(match entry {
+        Some(entry) => entry.of(response),
+        None => response,
+    })
 }
 
 /// Has the guest answer `request`, or says why it does not.

@@ -6,11 +6,13 @@
 //! given, the guest's code included, from beginning to end, so that a request crosses no thread.
 //!
 //! Reading order: [`Server`], `settings`, `listener`, `connection` (what a client is told),
-//! `instances` (where guests come from and go), `shared` (what the threads know of each other).
+//! `log` (a line a request), `instances` (where guests come from and go), `shared` (what the
+//! threads know of each other).
 
 mod connection;
 mod instances;
 mod listener;
+mod log;
 mod settings;
 mod shared;
 
