@@ -40,6 +40,8 @@ fn file(text: &str) -> Result<NamedTempFile> {
 
 #[track_caller]
 fn ensure_says(text: &str, parts: &[&str]) {
+    // A status is shown with its message in quotes.
+    let text = text.replace("\\\"", "\"");
     for part in parts {
         assert!(text.contains(part), "{part} in: {text}");
     }

@@ -27,7 +27,9 @@ each_containerd!(
     serving,
     request_log,
     stack,
-    proposals
+    proposals,
+    configuration,
+    store
 );
 
 const TOOL: &str = "/tool.wasm";
@@ -346,7 +348,7 @@ fn time(engine: &Containerd) -> Result<()> {
     let limited = "limits.time = '300ms'";
     for tool in [TOOL, COMPONENT] {
         // One that computes, and one that waits in the host.
-        for command in [&["loop"][..], &["sleep", "1000"], &["cat"]] {
+        for command in [&["loop"][..], &["sleep", "1000"]] {
             let args = [&[tool], command].concat();
             let over = run(engine, limited, &args)?;
             assert_eq!(over.status, 124, "{args:?}: {}", over.errors());
@@ -501,7 +503,7 @@ fn serving(engine: &Containerd) -> Result<()> {
 fn request_log(engine: &Containerd) -> Result<()> {
     let network = listeners(engine, &[])?;
     let served = Served::start(engine, &network, "http.log = true", |builder| builder)?;
-    served.get("hello?a=b")?;
+    served.get("nothing?a=b")?;
     served.get("status/418")?;
     served.container.wait_for_output("/status/418")?;
     let log = served.container.stdout();
@@ -509,7 +511,7 @@ fn request_log(engine: &Containerd) -> Result<()> {
     let first = lines.first().context("a line")?;
     assert!(first.starts_with("127.0.0.1 - - ["), "{log}");
     assert!(
-        first.contains(" +0000] \"GET /hello?a=b HTTP/1.1\" 200 "),
+        first.contains(" +0000] \"GET /nothing?a=b HTTP/1.1\" 404 13 "),
         "{log}"
     );
     assert!(
@@ -550,7 +552,7 @@ fn stack(engine: &Containerd) -> Result<()> {
                 (then (i64.const 0))
                 (else (i64.add (i64.const 1)
                     (call $down (i64.sub (local.get 0) (i64.const 1)))))))
-        (func (export "_start") (drop (call $down (i64.const 2000)))))"#;
+        (func (export "_start") (drop (call $down (i64.const 5000)))))"#;
     run_text(engine, "", smaller)?.success()?;
     let overflown = run_text(engine, "engine.stack_size = '32KiB'", smaller)?;
     assert_eq!(overflown.status, 134, "{}", overflown.errors());
@@ -577,5 +579,104 @@ fn proposals(engine: &Containerd) -> Result<()> {
     assert!(said.contains("SIMD"), "{said}");
     // Everything else runs as it does.
     run(engine, off, &[COMPONENT, "args"])?.success()?;
+    Ok(())
+}
+
+/// A component whose function `first` gives the first byte of what `wasi:config` tells of `a.key`, or 0.
+const CONFIGURED: &str = r#"(component
+    (import "wasi:config/store@0.2.0-rc.1" (instance $store
+        (type $wrong' (variant (case "upstream" string) (case "io" string)))
+        (export "error" (type $wrong (eq $wrong')))
+        (export "get" (func (param "key" string) (result (result (option string) (error $wrong)))))))
+    (core module $memory
+        (memory (export "memory") 1)
+        (global $next (mut i32) (i32.const 1024))
+        (func (export "realloc") (param i32 i32 i32 i32) (result i32)
+            (global.get $next)
+            (global.set $next (i32.add (global.get $next) (local.get 3))))
+        (data (i32.const 16) "a.key"))
+    (core instance $m (instantiate $memory))
+    (core func $get (canon lower (func $store "get")
+        (memory $m "memory") (realloc (func $m "realloc"))))
+    (core module $main
+        (import "m" "memory" (memory 1))
+        (import "m" "get" (func $get (param i32 i32 i32)))
+        (func (export "first") (result i32)
+            (call $get (i32.const 16) (i32.const 5) (i32.const 64))
+            ;; Whether it is an error, whether there is a text, and where that is.
+            (if (result i32)
+                (i32.or (i32.load8_u (i32.const 64)) (i32.eqz (i32.load8_u (i32.const 68))))
+                (then (i32.const 0))
+                (else (i32.load8_u (i32.load (i32.const 72)))))))
+    (core instance $i (instantiate $main (with "m" (instance
+        (export "memory" (memory $m "memory"))
+        (export "get" (func $get))))))
+    (func (export "first") (result u32) (canon lift (core func $i "first"))))"#;
+
+fn configuration(engine: &Containerd) -> Result<()> {
+    let rootfs = Rootfs::guests()?.file("/text.wasm", wat::parse_str(CONFIGURED)?);
+    let first = |settings: &str, env: Option<&str>, annotation: Option<&str>| {
+        let mut builder = engine
+            .container(&rootfs)
+            .args(["/text.wasm#first"])
+            .options(RuntimeOptions::body(settings));
+        if let Some(value) = env {
+            builder = builder.env("WASI_CONFIG_a.key", value);
+        }
+        if let Some(value) = annotation {
+            builder = builder.annotation("lighter/config.a.key", value);
+        }
+        builder.run().map(|output| output.status)
+    };
+    let set = "annotations = ['config']\n[config]\n'a.key' = 'set'";
+    let allowing = "annotations = ['config']";
+    assert_eq!(first("", None, None)?, 0);
+    assert_eq!(first("", Some("env"), None)?, u32::from(b'e'));
+    assert_eq!(first(set, Some("env"), None)?, u32::from(b's'));
+    assert_eq!(first(set, None, Some("told"))?, u32::from(b't'));
+    assert_eq!(first(allowing, Some("env"), Some("told"))?, u32::from(b't'));
+    Ok(())
+}
+
+fn store(engine: &Containerd) -> Result<()> {
+    // Whether the store with the empty name can be opened.
+    let opens = r#"(component
+        (import "wasi:keyvalue/store@0.2.0-draft" (instance $store
+            (type $wrong' (variant
+                (case "no-such-store") (case "access-denied") (case "other" string)))
+            (export "error" (type $wrong (eq $wrong')))
+            (export "bucket" (type $bucket (sub resource)))
+            (export "open" (func (param "identifier" string)
+                (result (result (own $bucket) (error $wrong)))))))
+        (core module $memory
+            (memory (export "memory") 1)
+            (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024)))
+        (core instance $m (instantiate $memory))
+        (core func $open (canon lower (func $store "open")
+            (memory $m "memory") (realloc (func $m "realloc"))))
+        (core module $main
+            (import "m" "memory" (memory 1))
+            (import "m" "open" (func $open (param i32 i32 i32)))
+            (func (export "open") (result i32)
+                (call $open (i32.const 0) (i32.const 0) (i32.const 64))
+                (i32.add (i32.const 7) (i32.load8_u (i32.const 64)))))
+        (core instance $i (instantiate $main (with "m" (instance
+            (export "memory" (memory $m "memory"))
+            (export "open" (func $open))))))
+        (func (export "open") (result u32) (canon lift (core func $i "open"))))"#;
+    let rootfs = Rootfs::guests()?.file("/text.wasm", wat::parse_str(opens)?);
+    let open = |settings: &str| {
+        engine
+            .container(&rootfs)
+            .args(["/text.wasm#open"])
+            .options(RuntimeOptions::body(settings))
+    };
+    let said = open("").refused()?;
+    assert!(said.contains("wasi:keyvalue/store"), "{said}");
+    assert!(said.contains("wasi.keyvalue is set"), "{said}");
+    assert_eq!(open("wasi.keyvalue = true").run()?.status, 7);
+    // Its code is in the cache now.
+    let said = open("").refused()?;
+    assert!(said.contains("wasi:keyvalue/store"), "{said}");
     Ok(())
 }

@@ -215,7 +215,8 @@ impl Layer {
         for (key, value) in table {
             let name = names::within(above, key);
             // A dot in a key's own name is none between names.
-            let kind = (!key.contains('.')).then(|| names::find(&name)).flatten();
+            let is_key = names::path(&name).last() == Some(&key.as_str());
+            let kind = is_key.then(|| names::find(&name)).flatten();
             match (kind, value) {
                 (None, _) => return Err(unknown(self.from.clone(), &name)),
                 (Some(Kind::Table), Value::Table(table)) => self.check_table(&name, table)?,
@@ -251,11 +252,17 @@ fn check_value(name: &str, value: &Value) -> Result<(), String> {
 
 /// A table with the setting `name` alone.
 fn alone(name: &str, value: Value) -> Table {
-    let (table, value) = match name.split_once('.') {
-        Some((table, rest)) => (table, Value::Table(alone(rest, value))),
-        None => (name, value),
-    };
-    Table::from_iter([(table.to_owned(), value)])
+    let nested = names::path(name)
+        .into_iter()
+        .rev()
+        .fold(value, |value, key| {
+            Value::Table(Table::from_iter([(key.to_owned(), value)]))
+        });
+    match nested {
+        Value::Table(table) => table,
+        // There is one key at least.
+        _ => Table::new(),
+    }
 }
 
 /// Sets all of `later` in `table`.
@@ -612,6 +619,18 @@ mod tests {
         }
         let error = set("limits.memry", "1").unwrap_err();
         assert!(error.contains("\"limits.memory\""), "{error}");
+    }
+
+    #[test]
+    fn what_guests_are_told_has_any_names() {
+        let options = layers(
+            &["annotations = ['config']\n[config]\na = '1'\n\"b.c\" = '2'"],
+            &[("config.b.c", "3"), ("config.d", "four")],
+        );
+        let config = options.unwrap().guest.config;
+        let all: Vec<_> = config.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(all, ["a=1", "b.c=3", "d=four"]);
+        assert!(wrong("[config]\na = 1").contains("config.a"));
     }
 
     #[test]

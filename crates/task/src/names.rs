@@ -37,13 +37,33 @@ pub fn find_of_guest(name: &str) -> Option<Kind> {
 }
 
 fn look(tree: &Value, name: &str) -> Option<Kind> {
-    let found = name
-        .split('.')
-        .try_fold(tree, |table, key| table.as_object()?.get(key))?;
+    let found =
+        path(name)
+            .into_iter()
+            .try_fold(Some(tree), |table, key| match table?.as_object()? {
+                any if any.is_empty() => Some(None),
+                table => table.get(key).map(Some),
+            })?;
     Some(match found {
-        Value::Object(_) => Kind::Table,
-        _ => Kind::Setting,
+        Some(Value::Object(_)) => Kind::Table,
+        Some(_) | None => Kind::Setting,
     })
+}
+
+/// The keys that lead to the setting `name`. A table without settings of its own takes any, whose
+/// dots are theirs.
+pub fn path(name: &str) -> Vec<&str> {
+    let (mut path, mut rest, mut tree) = (Vec::new(), name, &*DEFAULTS);
+    while let Some((key, after)) = rest.split_once('.') {
+        if tree.as_object().is_some_and(|table| table.is_empty()) {
+            break;
+        }
+        path.push(key);
+        rest = after;
+        tree = &tree[key];
+    }
+    path.push(rest);
+    path
 }
 
 /// All settings with their defaults.
@@ -55,7 +75,7 @@ pub fn all() -> Vec<(String, Value)> {
 
 fn gather(above: &str, value: &Value, all: &mut Vec<(String, Value)>) {
     match value {
-        Value::Object(table) => {
+        Value::Object(table) if !table.is_empty() => {
             for (key, value) in table {
                 gather(&within(above, key), value, all);
             }
@@ -112,6 +132,10 @@ mod tests {
         assert_eq!(find("engine.proposals"), Some(Kind::Table));
         assert_eq!(find("limits.memory.x"), None);
         assert_eq!(find("cache_dir"), Some(Kind::Setting));
+        assert_eq!(find("config"), Some(Kind::Table));
+        assert_eq!(find("config.any.thing"), Some(Kind::Setting));
+        assert_eq!(path("config.any.thing"), ["config", "any.thing"]);
+        assert_eq!(path("engine.proposals.gc"), ["engine", "proposals", "gc"]);
         assert_eq!(find_of_guest("cache_dir"), None);
         assert_eq!(find_of_guest("http.port"), Some(Kind::Setting));
     }

@@ -95,13 +95,18 @@ pub(crate) fn module_linker(engine: &Engine) -> Result<wasmtime::Linker<State>> 
     Ok(linker)
 }
 
-/// What components may import: WASI 0.2 and 0.3, with requests over HTTP.
-pub(crate) fn component_linker(engine: &Engine) -> Result<component::Linker<State>> {
+/// What components may import: WASI 0.2 and 0.3, with requests over HTTP, `wasi:config`, and what
+/// `flags` allow.
+pub(crate) fn component_linker(engine: &Engine, flags: &Flags) -> Result<component::Linker<State>> {
     let mut linker = component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_config::add_to_linker(&mut linker, State::config)?;
+    if flags.keyvalue {
+        wasmtime_wasi_keyvalue::add_to_linker(&mut linker, State::keyvalue)?;
+    }
     Ok(linker)
 }
 

@@ -256,23 +256,25 @@ fn store(
         .stderr(Output::stderr()?)
         // There is one guest in this process: it may block it.
         .allow_blocking_current_thread(true);
-    let mut store = limited_store(engine, wasi, settings, None)?;
+    let mut store = limited_store(engine, wasi, settings, &invocation.env, None)?;
     // For a server's engine, one of whose other functions was named.
     store.set_epoch_deadline(u64::MAX / 2);
     Ok(store)
 }
 
-/// A store that keeps to the limits of `settings`; without a limit on memory there, to `memory`.
+/// A store in the environment `env` that keeps to the limits of `settings`; instead of a limit on
+/// memory there, to `memory` if that is one.
 pub(crate) fn limited_store(
     engine: &Engine,
     mut wasi: WasiCtxBuilder,
     settings: Arc<Settings>,
+    env: &[String],
     memory: Option<usize>,
 ) -> wasmtime::Result<Store<State>> {
     let fuel = settings.limits.fuel;
     let limits = limits(&settings.limits, memory);
     let is_limited = limits.is_some();
-    let state = State::new(wasi.build_p1(), limits.unwrap_or_default(), settings);
+    let state = State::new(wasi.build_p1(), limits.unwrap_or_default(), settings, env);
     let mut store = Store::new(engine, state);
     if is_limited {
         store.limiter(|state| &mut state.limits);

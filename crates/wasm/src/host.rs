@@ -71,7 +71,7 @@ impl World {
     fn new(flags: &Flags) -> wasmtime::Result<Self> {
         let engine = engine::engine(flags)?;
         let modules = engine::module_linker(&engine)?;
-        let components = engine::component_linker(&engine)?;
+        let components = engine::component_linker(&engine, flags)?;
         Ok(Self {
             engine,
             modules,
@@ -144,7 +144,7 @@ fn for_servers(
     settings: &Settings,
 ) -> wasmtime::Result<(Engine, component::Linker<State>)> {
     let engine = engine::server_engine(flags, Some(&settings.pool))?;
-    let linker = engine::component_linker(&engine)?;
+    let linker = engine::component_linker(&engine, flags)?;
     Ok((engine, linker))
 }
 

@@ -96,7 +96,7 @@ fn compile(wasm: &[u8], flags: &Flags) -> Result<(Kind, Vec<u8>), String> {
         };
         let engine = engine.map_err(text)?;
         let component = Component::from_binary(&engine, wasm).map_err(text)?;
-        check_component(&engine, &component)?;
+        check_component(&engine, flags, &component)?;
         Ok((kind, component.serialize().map_err(text)?))
     } else {
         let engine = engine::engine(flags).map_err(text)?;
@@ -148,14 +148,18 @@ fn check_module(engine: &Engine, module: &Module) -> Result<(), String> {
     }
 }
 
-fn check_component(engine: &Engine, component: &Component) -> Result<(), String> {
-    let linker = engine::component_linker(engine).map_err(text)?;
+fn check_component(engine: &Engine, flags: &Flags, component: &Component) -> Result<(), String> {
+    let linker = engine::component_linker(engine, flags).map_err(text)?;
     match linker.instantiate_pre(component) {
         Ok(_) => Ok(()),
         Err(error) => Err(format!(
-            "{}; a component may import WASI 0.2 and 0.3 (wasi:cli, clocks, filesystem, http, io, \
-             random, sockets) and nothing else",
-            text(error)
+            "{}; a component may import WASI 0.2 and 0.3 (wasi:cli, clocks, config, filesystem, http, \
+             io, random, sockets{}) and nothing else",
+            text(error),
+            match flags.keyvalue {
+                true => ", keyvalue",
+                false => "; keyvalue where wasi.keyvalue is set",
+            }
         )),
     }
 }

@@ -43,7 +43,13 @@ impl Instances {
         let mut wasi = world(&self.invocation, set)?;
         wasi.stdout(self.stdout.clone()).stderr(self.stderr.clone());
         let memory = Some(self.settings.max_memory);
-        let mut store = limited_store(&self.engine, wasi, set.clone(), memory)?;
+        let mut store = limited_store(
+            &self.engine,
+            wasi,
+            set.clone(),
+            &self.invocation.env,
+            memory,
+        )?;
         // At each tick of the clock a guest that computes lets others on, its time limit included.
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);

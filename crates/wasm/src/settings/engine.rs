@@ -15,7 +15,8 @@ pub struct Engine {
     pub proposals: Proposals,
 }
 
-/// What of the settings an engine is made with. Engines with the same flags understand each other.
+/// What of the settings an engine is made with, and what may be imported there. With the same flags
+/// the code of one is that of another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Flags {
@@ -23,6 +24,8 @@ pub struct Flags {
     pub(super) proposals: Proposals,
     /// Whether code counts what it does.
     pub(super) fuel: bool,
+    /// Whether `wasi:keyvalue` may be imported.
+    pub(crate) keyvalue: bool,
 }
 
 /// The largest stack: calls of guests that go so deep do not end.

@@ -12,6 +12,7 @@ mod files;
 mod network;
 mod quantity;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
@@ -37,10 +38,22 @@ pub struct Settings {
     pub limits: Limits,
     /// How requests over HTTP are served, if it handles them.
     pub http: Http,
+    /// What it may import beside what every guest may.
+    pub wasi: Wasi,
+    /// What `wasi:config` tells it, by any names.
+    pub config: BTreeMap<String, String>,
     /// How it is compiled.
     pub engine: Engine,
     /// Where instances that handle requests have their memories.
     pub pool: Pool,
+}
+
+/// Interfaces that not every guest may import.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Wasi {
+    /// `wasi:keyvalue`, with what is put there in memory.
+    pub keyvalue: bool,
 }
 
 /// What a guest may take. What is not set is not limited, but by the container.
@@ -145,6 +158,7 @@ impl Settings {
             stack_size: self.engine.stack_size,
             proposals: self.engine.proposals.clone(),
             fuel: self.limits.fuel.is_some(),
+            keyvalue: self.wasi.keyvalue,
         }
     }
 
