@@ -315,11 +315,22 @@ fn of_cri(version: Version) -> Result<()> {
         _ => "io.containerd.grpc.v1.cri",
     };
     let table = format!("plugins.'{plugin}'.containerd.runtimes.configured");
+    // containerd 1.6 passes a path on and nothing else.
+    let inline = match version {
+        Version::V1_6 => String::new(),
+        _ => {
+            let table = format!("plugins.'{plugin}'.containerd.runtimes.inline");
+            format!(
+                "[{table}]\nruntime_type = 'io.containerd.wasmtime.v1'\n\
+                 [{table}.options.files]\nread_only = true\n"
+            )
+        }
+    };
     let cri = Cri::start_with(
         version,
         Settings {
             config: format!(
-                "[{table}]\nruntime_type = 'io.containerd.wasmtime.v1'\n\
+                "{inline}[{table}]\nruntime_type = 'io.containerd.wasmtime.v1'\n\
                  pod_annotations = ['lighter/*']\n\
                  [{table}.options]\nConfigPath = '{}'\n",
                 config.path().display()
@@ -359,6 +370,9 @@ fn of_cri(version: Version) -> Result<()> {
         0,
         "and the folder"
     );
+    if version != Version::V1_6 {
+        assert_eq!(run("inline", None, "/a")?, 1, "the table's own");
+    }
     // Where the handler does not let annotations through, there are none.
     assert_eq!(run(cri::WASMTIME, Some("true"), "/a")?, 0);
     Ok(())

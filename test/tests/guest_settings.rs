@@ -492,7 +492,7 @@ fn serving(engine: &Containerd) -> Result<()> {
         assert!(error.contains(name) && error.contains(setting), "{error}");
     }
     let served = start(
-        "pool.instances = 1000\nhttp.max_requests = 1000",
+        "pool.instances = 2048\nhttp.max_requests = 2048",
         "UNUSED",
         "",
     )?;
@@ -596,8 +596,10 @@ const CONFIGURED: &str = r#"(component
             (global.set $next (i32.add (global.get $next) (local.get 3))))
         (data (i32.const 16) "a.key"))
     (core instance $m (instantiate $memory))
+    (alias core export $m "memory" (core memory $linear))
+    (alias core export $m "realloc" (core func $realloc))
     (core func $get (canon lower (func $store "get")
-        (memory $m "memory") (realloc (func $m "realloc"))))
+        (memory $linear) (realloc $realloc)))
     (core module $main
         (import "m" "memory" (memory 1))
         (import "m" "get" (func $get (param i32 i32 i32)))
@@ -609,9 +611,10 @@ const CONFIGURED: &str = r#"(component
                 (then (i32.const 0))
                 (else (i32.load8_u (i32.load (i32.const 72)))))))
     (core instance $i (instantiate $main (with "m" (instance
-        (export "memory" (memory $m "memory"))
+        (export "memory" (memory $linear))
         (export "get" (func $get))))))
-    (func (export "first") (result u32) (canon lift (core func $i "first"))))"#;
+    (alias core export $i "first" (core func $first))
+    (func (export "first") (result u32) (canon lift (core func $first))))"#;
 
 fn configuration(engine: &Containerd) -> Result<()> {
     let rootfs = Rootfs::guests()?.file("/text.wasm", wat::parse_str(CONFIGURED)?);
@@ -652,8 +655,10 @@ fn store(engine: &Containerd) -> Result<()> {
             (memory (export "memory") 1)
             (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024)))
         (core instance $m (instantiate $memory))
+        (alias core export $m "memory" (core memory $linear))
+        (alias core export $m "realloc" (core func $realloc))
         (core func $open (canon lower (func $store "open")
-            (memory $m "memory") (realloc (func $m "realloc"))))
+            (memory $linear) (realloc $realloc)))
         (core module $main
             (import "m" "memory" (memory 1))
             (import "m" "open" (func $open (param i32 i32 i32)))
@@ -661,9 +666,10 @@ fn store(engine: &Containerd) -> Result<()> {
                 (call $open (i32.const 0) (i32.const 0) (i32.const 64))
                 (i32.add (i32.const 7) (i32.load8_u (i32.const 64)))))
         (core instance $i (instantiate $main (with "m" (instance
-            (export "memory" (memory $m "memory"))
+            (export "memory" (memory $linear))
             (export "open" (func $open))))))
-        (func (export "open") (result u32) (canon lift (core func $i "open"))))"#;
+        (alias core export $i "open" (core func $lifted))
+        (func (export "open") (result u32) (canon lift (core func $lifted))))"#;
     let rootfs = Rootfs::guests()?.file("/text.wasm", wat::parse_str(opens)?);
     let open = |settings: &str| {
         engine

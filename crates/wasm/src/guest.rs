@@ -359,12 +359,12 @@ fn give_files(wasi: &mut WasiCtxBuilder, settings: &Settings) -> wasmtime::Resul
 
 fn give_network(wasi: &mut WasiCtxBuilder, settings: &Arc<Settings>) {
     let network = &settings.network;
+    wasi.allow_ip_name_lookup(network.enabled && network.names)
+        .allow_tcp(network.enabled)
+        .allow_udp(network.enabled);
     if !network.enabled {
         return;
     }
-    wasi.allow_ip_name_lookup(network.names)
-        .allow_tcp(true)
-        .allow_udp(true);
     if network.allow.is_none() {
         wasi.inherit_network();
         return;
