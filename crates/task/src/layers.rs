@@ -54,12 +54,14 @@ pub enum OptionsError {
         source: io::Error,
     },
     /// The text is no TOML.
-    #[error("{from}, line {line}: {reason}")]
+    #[error("{from}, line {line} ({text:?}): {reason}")]
     Toml {
         /// Where the text is from.
         from: String,
         /// The line, from 1 on.
         line: usize,
+        /// What stands there.
+        text: String,
         /// What is wrong there.
         reason: String,
     },
@@ -177,13 +179,14 @@ impl Layer {
     fn parse(from: String, text: &str) -> Result<Self, OptionsError> {
         let table = text.parse().map_err(|error: toml::de::Error| {
             let at = error.span().map_or(0, |span| span.start).min(text.len());
+            let line = text.as_bytes()[..at]
+                .iter()
+                .filter(|b| **b == b'\n')
+                .count();
             OptionsError::Toml {
                 from: from.clone(),
-                line: text.as_bytes()[..at]
-                    .iter()
-                    .filter(|b| **b == b'\n')
-                    .count()
-                    + 1,
+                line: line + 1,
+                text: text.lines().nth(line).unwrap_or_default().to_owned(),
                 reason: one_line(error.message()),
             }
         })?;
@@ -575,7 +578,11 @@ mod tests {
             let error = wrong(file);
             assert!(error.contains(part) && error.contains("file0"), "{error}");
         }
-        assert!(wrong("root = '/'\ncache_dir = ").contains("file0, line 2: "));
+        let error = wrong("root = '/'\ncache_dir = ");
+        assert!(
+            error.contains("file0, line 2 (\"cache_dir = \")"),
+            "{error}"
+        );
     }
 
     #[test]

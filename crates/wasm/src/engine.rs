@@ -110,6 +110,18 @@ pub(crate) fn component_linker(engine: &Engine, flags: &Flags) -> Result<compone
     Ok(linker)
 }
 
+/// What a component may import, for people.
+pub(crate) fn component_imports(flags: &Flags) -> String {
+    format!(
+        "a component may import WASI 0.2 and 0.3 (wasi:cli, clocks, config, filesystem, http, io, \
+         random, sockets{}) and nothing else",
+        match flags.keyvalue {
+            true => ", keyvalue",
+            false => "; keyvalue where wasi.keyvalue is set",
+        }
+    )
+}
+
 /// Names, as 32 hexadecimal digits, everything that native code depends on apart from the module:
 /// wasmtime's version, its settings, and this machine's instruction set. `format` is the version of
 /// the file that holds the code.

@@ -122,13 +122,13 @@ impl Host {
         let flags = settings.flags();
         let (engine, work) = if kind == Kind::Server {
             let (engine, linker) = for_servers(&flags, &settings).map_err(set_up)?;
-            let work = load_component(&engine, &linker, artifact, function)?;
+            let work = load_component(&engine, &linker, &flags, artifact, function)?;
             (engine, work)
         } else if flags == Flags::default() {
-            self.0.load(kind, artifact, function)?
+            self.0.load(kind, &flags, artifact, function)?
         } else {
             let world = World::new(&flags).map_err(set_up)?;
-            world.load(kind, artifact, function)?
+            world.load(kind, &flags, artifact, function)?
         };
         Ok(Guest {
             engine,
@@ -153,13 +153,14 @@ impl World {
     fn load(
         &self,
         kind: Kind,
+        flags: &Flags,
         artifact: File,
         function: Option<&str>,
     ) -> Result<(Engine, Work), LoadError> {
         let work = match kind {
             Kind::Module => Work::Once(self.load_module(artifact, function)?),
             Kind::Component | Kind::Server => {
-                load_component(&self.engine, &self.components, artifact, function)?
+                load_component(&self.engine, &self.components, flags, artifact, function)?
             }
         };
         Ok((self.engine.clone(), work))
@@ -209,14 +210,16 @@ impl World {
 fn load_component(
     engine: &Engine,
     linker: &component::Linker<State>,
+    flags: &Flags,
     artifact: File,
     function: Option<&str>,
 ) -> Result<Work, LoadError> {
     let component =
         map_component(engine, artifact).map_err(|error| LoadError::Map(format!("{error:#}")))?;
-    let pre = linker
-        .instantiate_pre(&component)
-        .map_err(|error| LoadError::Link(format!("{error:#}")))?;
+    let pre = linker.instantiate_pre(&component).map_err(|error| {
+        // Its code may come from where it may import more.
+        LoadError::Link(format!("{error:#}; {}", engine::component_imports(flags)))
+    })?;
     let exports = component.component_type();
     let exports = || list(exports.exports(engine).map(|(name, _)| name.to_owned()));
     let entry = match function {

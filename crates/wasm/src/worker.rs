@@ -153,13 +153,9 @@ fn check_component(engine: &Engine, flags: &Flags, component: &Component) -> Res
     match linker.instantiate_pre(component) {
         Ok(_) => Ok(()),
         Err(error) => Err(format!(
-            "{}; a component may import WASI 0.2 and 0.3 (wasi:cli, clocks, config, filesystem, http, \
-             io, random, sockets{}) and nothing else",
+            "{}; {}",
             text(error),
-            match flags.keyvalue {
-                true => ", keyvalue",
-                false => "; keyvalue where wasi.keyvalue is set",
-            }
+            engine::component_imports(flags)
         )),
     }
 }
