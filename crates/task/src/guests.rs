@@ -72,10 +72,13 @@ impl Guest for Loaded {
     }
 }
 
+/// By folder, and by how the code there is compiled.
+type OpenCaches = HashMap<(PathBuf, Flags), Arc<wasm::Cache>>;
+
 /// The caches that the containers of this daemon use; nearly always one.
 #[derive(Clone)]
 pub struct Caches {
-    open: Arc<Mutex<HashMap<(PathBuf, Flags), Arc<wasm::Cache>>>>,
+    open: Arc<Mutex<OpenCaches>>,
     reaper: Reaper,
 }
 

@@ -187,7 +187,7 @@ mod tests {
             names(all.iter().map(|(name, _)| name).collect())
         );
         for ((name, listed), (_, default)) in listed.iter().zip(&all) {
-            let is_nothing = default.is_null() || *default == Value::from("");
+            let is_nothing = default.is_null() || default.as_str() == Some("");
             // What stands where nothing is set is told in words.
             assert!(
                 is_nothing || listed.starts_with(&format!("`{default}`")),
