@@ -125,6 +125,9 @@ const APPLETS: &[&str] = &[
     "cat", "env", "grep", "id", "nc", "pwd", "sh", "sleep", "stty", "tail", "tty", "wget",
 ];
 
+/// The file in the daemon's folder that is the settings of [`Dockerd::CONFIGURED`].
+const SETTINGS: &str = "lighter.toml";
+
 /// The daemon's address for clients in its [`Dockerd::outside`].
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 /// How long a `docker` command may take before it counts as hung, in seconds.
@@ -153,6 +156,19 @@ pub struct Dockerd {
 }
 
 impl Dockerd {
+    /// The runtime of daemon.json that is the shim with the settings of [`Dockerd::configure`].
+    pub const CONFIGURED: &str = "configured";
+
+    /// Gives the containers of [`Dockerd::CONFIGURED`] that are to come settings, in place of those
+    /// before; at first there are none.
+    ///
+    /// # Errors
+    /// write(2)'s.
+    pub fn configure(&self, settings: &str) -> Result<()> {
+        let file = self.folder.join(SETTINGS);
+        fs::write(&file, settings).with_context(|| file.display().to_string())
+    }
+
     /// Starts a daemon, waits until it answers, and gives it the images.
     ///
     /// # Errors
@@ -191,6 +207,7 @@ impl Dockerd {
         )?;
         let configuration = configuration(store, &folder, &name, &engine);
         fs::write(folder.join("daemon.json"), configuration.to_string())?;
+        fs::write(folder.join(SETTINGS), "")?;
         let mut keeper = Command::new("/bin/sh")
             .args(["-c", include_str!("dockerd.sh"), "dockerd.sh"])
             .args([folder.as_os_str(), name.as_ref()])
@@ -690,6 +707,12 @@ fn configuration(store: Store, folder: &Path, name: &str, engine: &Path) -> serd
         "live-restore": true,
         "userland-proxy-path": engine.join("sbin/docker-proxy"),
         "log-level": "info",
+        "runtimes": {
+            Dockerd::CONFIGURED: {
+                "runtimeType": "io.containerd.wasmtime.v1",
+                "options": {"ConfigPath": folder.join(SETTINGS)},
+            },
+        },
     })
 }
 

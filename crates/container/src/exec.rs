@@ -40,6 +40,8 @@ pub struct Exec {
     pub process: Process,
     /// Whether it gets a terminal.
     pub terminal: bool,
+    /// The container's settings for guests, as in [`Create::guest`](crate::Create::guest).
+    pub guest: String,
 }
 
 /// What has come of an [`Exec`].
@@ -120,7 +122,7 @@ pub(crate) fn exec(
             master: terminal.map(|terminal| terminal.master),
         });
     }
-    let launcher = Launcher::new(guests, daemon, reply_to);
+    let launcher = Launcher::new(guests, request.guest, daemon, reply_to);
     let run = || -> Result<std::convert::Infallible, String> {
         cgroup.enter().map_err(|error| error.to_string())?;
         setsid().map_err(|error| format!("starting a session: {error}"))?;

@@ -8,11 +8,17 @@ pub trait Guests {
     fn recognizes(&self) -> fn(&[u8]) -> bool;
 
     /// Readies the guest whose native code is `artifact`, to be entered at `function` or at its
-    /// default. Called in the container's init with the container's privileges, before Start.
+    /// default. `settings` are those of [`Create::guest`](crate::Create::guest). Called in the
+    /// container's init with the container's privileges, before Start.
     ///
     /// # Errors
     /// What is wrong with the guest, for the caller of create to read.
-    fn load(&self, artifact: File, function: Option<&str>) -> Result<Box<dyn Guest>, String>;
+    fn load(
+        &self,
+        artifact: File,
+        function: Option<&str>,
+        settings: &str,
+    ) -> Result<Box<dyn Guest>, String>;
 }
 
 /// A guest that is ready to run.

@@ -92,7 +92,7 @@ fn create(
     let captured = capture::start().map_err(|error| error.to_string())?;
     let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
     rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
-    let launcher = Launcher::new(guests, daemon, reply_to);
+    let launcher = Launcher::new(guests, request.guest.clone(), daemon, reply_to);
     let build = |start_hooks| -> Result<Container, LibcontainerError> {
         fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
         let mut builder = ContainerBuilder::new(request.target.id.clone(), SyscallType::default())

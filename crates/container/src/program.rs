@@ -68,16 +68,23 @@ pub(crate) enum Program {
 #[derive(Clone)]
 pub(crate) struct Launcher {
     guests: Rc<dyn Guests>,
+    settings: Rc<str>,
     daemon: Rc<OwnedFd>,
     reply_to: RawFd,
 }
 
 impl Launcher {
-    /// One that runs wasm with `guests` and talks to the daemon over `daemon`. `reply_to` is where
+    /// One that runs wasm with `guests`, as `settings` say, and talks to the daemon over `daemon`. `reply_to` is where
     /// the helper that it comes of is to answer.
-    pub(crate) fn new(guests: Rc<dyn Guests>, daemon: OwnedFd, reply_to: RawFd) -> Self {
+    pub(crate) fn new(
+        guests: Rc<dyn Guests>,
+        settings: String,
+        daemon: OwnedFd,
+        reply_to: RawFd,
+    ) -> Self {
         Self {
             guests,
+            settings: settings.into(),
             daemon: Rc::new(daemon),
             reply_to,
         }
@@ -129,7 +136,7 @@ impl Launcher {
         function: Option<&str>,
         shims: Vec<RawFd>,
     ) -> Result<Program, String> {
-        let guest = self.guests.load(artifact, function)?;
+        let guest = self.guests.load(artifact, function, &self.settings)?;
         Ok(Program::Guest(guest, shims))
     }
 

@@ -87,6 +87,8 @@ pub struct Create {
     pub systemd_cgroup: bool,
     /// Whether to move the root mount (`MS_MOVE`) where pivot_root(2) does not work, as on a ramdisk.
     pub no_pivot_root: bool,
+    /// Its settings for guests, in the words of whoever implements [`Guests`].
+    pub guest: String,
     /// The pod that it belongs to, if its sandbox has no container.
     pub pod: Option<Pod>,
     /// The checkpoint that it is to be restored from, if it is. Then its processes stand still

@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, oneshot, watch};
 
 use crate::error::Error;
 use crate::events::{Publisher, TaskExecStarted, TaskExit};
+use crate::guests;
 use crate::task::{Daemon, Task, resize, signal, stream_owner, timestamp};
 
 /// A process that was added to a task and has not been deleted.
@@ -128,6 +129,7 @@ impl ExecProcess {
             bundle: bundle.path.clone(),
             process: self.spec.clone(),
             terminal: self.paths.terminal,
+            guest: guests::write(&self.task.options().guest),
         };
         let artifact = |module: Module| {
             let task = &self.task;

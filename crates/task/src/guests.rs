@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use container::{Guest, Guests, Invocation, Reaper};
+use wasm::settings::Flags;
 
 /// Everything that runs guests, made in the zygote.
 ///
@@ -24,11 +25,33 @@ impl Guests for Wasm {
         wasm::is_wasm
     }
 
-    fn load(&self, artifact: File, function: Option<&str>) -> Result<Box<dyn Guest>, String> {
-        match self.0.load(artifact, function) {
+    fn load(
+        &self,
+        artifact: File,
+        function: Option<&str>,
+        settings: &str,
+    ) -> Result<Box<dyn Guest>, String> {
+        let settings = read(settings)?;
+        match self.0.load(artifact, function, settings) {
             Ok(guest) => Ok(Box::new(Loaded(guest))),
             Err(error) => Err(error.to_string()),
         }
+    }
+}
+
+/// The settings of a guest on their way to its process; those that nobody has set are no words.
+pub fn write(settings: &wasm::Settings) -> String {
+    match *settings == wasm::Settings::default() {
+        true => String::new(),
+        false => serde_json::to_string(settings).expect("settings are plain"),
+    }
+}
+
+fn read(settings: &str) -> Result<wasm::Settings, String> {
+    match settings {
+        "" => Ok(wasm::Settings::default()),
+        text => serde_json::from_str(text)
+            .map_err(|error| format!("reading the guest's settings: {error}")),
     }
 }
 
@@ -49,11 +72,22 @@ impl Guest for Loaded {
     }
 }
 
+/// By folder, and by how the code there is compiled.
+type OpenCaches = HashMap<(PathBuf, Flags), Arc<wasm::Cache>>;
+
 /// The caches that the containers of this daemon use; nearly always one.
 #[derive(Clone)]
 pub struct Caches {
-    open: Arc<Mutex<HashMap<PathBuf, Arc<wasm::Cache>>>>,
+    open: Arc<Mutex<OpenCaches>>,
     reaper: Reaper,
+}
+
+/// Which cache.
+pub struct Which<'a> {
+    /// Its folder; nothing is the built-in one.
+    pub folder: Option<&'a Path>,
+    /// How the code in it is compiled.
+    pub flags: Flags,
 }
 
 impl Caches {
@@ -65,33 +99,28 @@ impl Caches {
         }
     }
 
-    /// The native code of the open file `module`, which `path` stands for in messages, from the
-    /// cache in `folder` or the built-in one.
+    /// The native code of the open file `module`, which `path` stands for in messages.
     ///
     /// # Errors
     /// Why there is none.
     pub async fn artifact(
         &self,
-        folder: Option<&Path>,
+        which: &Which<'_>,
         module: File,
         path: String,
     ) -> Result<File, String> {
-        self.in_cache(folder, move |cache, reaper| {
+        self.in_cache(which, move |cache, reaper| {
             cache.artifact(&module, &path, &|command| reaper.run(command))
         })
         .await
     }
 
-    /// The native code that is kept under `key` in the cache in `folder` or the built-in one.
+    /// The native code that is kept under `key`.
     ///
     /// # Errors
     /// Why the cache cannot be used.
-    pub async fn known(
-        &self,
-        folder: Option<&Path>,
-        key: [u8; 32],
-    ) -> Result<Option<File>, String> {
-        self.in_cache(folder, move |cache, _| Ok(cache.known(&key)))
+    pub async fn known(&self, which: &Which<'_>, key: [u8; 32]) -> Result<Option<File>, String> {
+        self.in_cache(which, move |cache, _| Ok(cache.known(&key)))
             .await
     }
 
@@ -102,12 +131,12 @@ impl Caches {
     /// Why there is none.
     pub async fn artifact_of(
         &self,
-        folder: Option<&Path>,
+        which: &Which<'_>,
         key: [u8; 32],
         module: File,
         name: String,
     ) -> Result<File, String> {
-        self.in_cache(folder, move |cache, reaper| {
+        self.in_cache(which, move |cache, reaper| {
             cache.artifact_of(&key, module, &name, &|command| reaper.run(command))
         })
         .await
@@ -116,15 +145,17 @@ impl Caches {
     /// Has `work` done with a cache, where it may block.
     async fn in_cache<T: Send + 'static>(
         &self,
-        folder: Option<&Path>,
+        which: &Which<'_>,
         work: impl FnOnce(&wasm::Cache, &Reaper) -> Result<T, wasm::CacheError> + Send + 'static,
     ) -> Result<T, String> {
         let caches = self.clone();
-        let folder = folder
+        let flags = which.flags.clone();
+        let folder = which
+            .folder
             .unwrap_or(Path::new(wasm::DEFAULT_CACHE_DIR))
             .to_owned();
         let done = tokio::task::spawn_blocking(move || {
-            let cache = caches.cache(folder)?;
+            let cache = caches.cache(folder, flags)?;
             work(&cache, &caches.reaper)
         });
         match done.await {
@@ -134,13 +165,14 @@ impl Caches {
         }
     }
 
-    fn cache(&self, folder: PathBuf) -> Result<Arc<wasm::Cache>, wasm::CacheError> {
+    fn cache(&self, folder: PathBuf, flags: Flags) -> Result<Arc<wasm::Cache>, wasm::CacheError> {
+        let key = (folder, flags);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cache) = open.get(&folder) {
+        if let Some(cache) = open.get(&key) {
             return Ok(cache.clone());
         }
-        let cache = Arc::new(wasm::Cache::open(&folder, "/proc/self/exe")?);
-        open.insert(folder, cache.clone());
+        let cache = Arc::new(wasm::Cache::open(&key.0, "/proc/self/exe", key.1.clone())?);
+        open.insert(key, cache.clone());
         Ok(cache)
     }
 }

@@ -47,7 +47,7 @@ pub fn print_info() -> io::Result<()> {
         [] => None,
         input => Some(Any::parse_from_bytes(input).map_err(io::Error::other)?),
     };
-    Options::from_any(options.as_ref()).map_err(io::Error::other)?;
+    Options::of(options.as_ref(), None).map_err(io::Error::other)?;
     let features = Any {
         type_url: FEATURES.to_owned(),
         value: serde_json::to_vec(&container::features())?,

@@ -93,7 +93,7 @@ fn read_input(flags: &Flags) -> io::Result<(Options, StartOpts)> {
         }
         _ => Any::parse_from_bytes(&input).ok(),
     };
-    let options = Options::from_any(any.as_ref()).map_err(io::Error::other)?;
+    let options = Options::of(any.as_ref(), None).map_err(io::Error::other)?;
     Ok((options, start))
 }
 

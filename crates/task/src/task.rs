@@ -31,7 +31,7 @@ use tokio::sync::{Mutex, oneshot, watch};
 use crate::error::Error;
 use crate::events::{Publisher, TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskStart};
 use crate::exec::ExecProcess;
-use crate::guests::Caches;
+use crate::guests::{self, Caches, Which};
 use crate::image::Images;
 use crate::memo::Memo;
 use crate::options::Options;
@@ -80,7 +80,10 @@ impl Daemon {
         options: &Options,
         module: Module,
     ) -> Result<Option<File>, String> {
-        let cache = options.cache_dir.as_deref();
+        let cache = &Which {
+            folder: options.cache_dir.as_deref(),
+            flags: options.guest.flags(),
+        };
         let name = match module {
             Module::File { file, path } => {
                 let made = self.caches.artifact(cache, file, path).await;
@@ -142,7 +145,9 @@ impl Task {
         daemon: &Arc<Daemon>,
         request: &CreateTaskRequest,
     ) -> Result<Arc<Self>, Error> {
-        let options = Options::from_any(request.options.as_ref())
+        let bundle = Bundle::load(request.bundle.as_ref())
+            .map_err(|error| Error::InvalidArgument(error.to_string()))?;
+        let options = Options::of(request.options.as_ref(), bundle.spec.annotations().as_ref())
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
         for name in options.ignored() {
             log::info!(
@@ -150,8 +155,6 @@ impl Task {
                 request.id
             );
         }
-        let bundle = Bundle::load(request.bundle.as_ref())
-            .map_err(|error| Error::InvalidArgument(error.to_string()))?;
         let mut memo = Memo::new(&daemon.namespace, &bundle.path, &options);
         let mut create = create_request(&memo.root, request, &bundle, &options);
         if create.mounts.is_empty() {
@@ -652,6 +655,7 @@ fn create_request(
         terminal: request.terminal,
         systemd_cgroup: options.systemd_cgroup,
         no_pivot_root: options.no_pivot_root,
+        guest: guests::write(&options.guest),
         pod: None,
         restore: (!request.checkpoint.is_empty()).then(|| Restore {
             images: PathBuf::from(&request.checkpoint),

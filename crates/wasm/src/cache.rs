@@ -29,6 +29,7 @@ use nix::unistd::{Uid, linkat};
 use crate::artifact::{self, Kind};
 use crate::digest::{self, Digest, hex};
 use crate::recall::Memory;
+use crate::settings::Flags;
 use crate::worker::{MAX_MODULE_BYTES, Report, WORKER_ACTION};
 use crate::{engine, sandbox};
 
@@ -57,7 +58,7 @@ pub enum CacheError {
         mode: u32,
     },
     /// The engine refuses its own configuration on this machine.
-    #[error("cannot set up wasmtime on this machine: {0}")]
+    #[error("cannot set up wasmtime with these settings on this machine: {0}")]
     Engine(String),
     /// The module cannot be read.
     #[error("cannot read {name}: {source}")]
@@ -130,21 +131,24 @@ pub struct Cache {
     entries: PathBuf,
     memory: Memory,
     program: PathBuf,
+    flags: Flags,
 }
 
 impl Cache {
     /// Opens the cache in `directory`, and makes it and its parents where they are missing.
-    /// `program` is what compiles: it must call [`worker_main`](crate::worker_main) when its first
-    /// argument is [`WORKER_ACTION`].
+    /// `program` is what compiles, as `flags` say: it must call [`worker_main`](crate::worker_main)
+    /// when its first argument is [`WORKER_ACTION`].
     ///
     /// # Errors
     /// [`CacheError::Directory`], [`CacheError::Exposed`] and [`CacheError::Engine`].
     pub fn open(
         directory: impl Into<PathBuf>,
         program: impl Into<PathBuf>,
+        flags: Flags,
     ) -> Result<Self, CacheError> {
         let directory = directory.into();
-        let engine = engine::engine().map_err(|error| CacheError::Engine(format!("{error:#}")))?;
+        let engine =
+            engine::engine(&flags).map_err(|error| CacheError::Engine(format!("{error:#}")))?;
         let entries = directory.join(engine::compatibility(&engine, artifact::FORMAT));
         make_private(&directory)?;
         make_private(&entries)?;
@@ -153,6 +157,7 @@ impl Cache {
             directory,
             entries,
             program: program.into(),
+            flags,
         })
     }
 
@@ -284,6 +289,9 @@ impl Cache {
             .stdin(module)
             .stdout(Stdio::from(code.try_clone().map_err(spawn)?))
             .stderr(Stdio::from(words.try_clone().map_err(spawn)?));
+        if self.flags != Flags::default() {
+            command.arg(serde_json::to_string(&self.flags).expect("flags are plain data"));
+        }
         let status = run(command).map_err(spawn)?;
         let mut text = String::new();
         words

@@ -12,28 +12,35 @@ use wasmtime::{
 };
 use wasmtime_wasi::I32Exit;
 
+use crate::settings::{Flags, Pool};
 use crate::state::State;
 
 /// Makes the engine of guests that run once: every wasm proposal that wasmtime enables by itself,
-/// as `wasmtime run` does.
+/// as `wasmtime run` does, unless `flags` say otherwise.
 ///
 /// Starts no thread, so that a process may still be cloned afterwards. Installs wasmtime's signal
 /// handlers for traps.
-pub(crate) fn engine() -> Result<Engine> {
-    Engine::new(&config())
+///
+/// # Errors
+/// What wasmtime says of flags that cannot be together.
+pub(crate) fn engine(flags: &Flags) -> Result<Engine> {
+    Engine::new(&config(flags))
 }
 
 /// Makes an engine for guests that serve requests, like [`engine`], but its native code looks at a
 /// clock (wasmtime's epoch) now and then, so that one request cannot keep a thread for ever. That
 /// costs a few hundredths of the speed.
 ///
-/// With `instances` it has room for so many at a time, made beforehand: only addresses, until they
+/// With a `pool` it has room for the instances, made beforehand: only addresses, until they
 /// are used.
-pub(crate) fn server_engine(instances: Option<u32>) -> Result<Engine> {
-    let mut config = config();
+///
+/// # Errors
+/// As [`engine`].
+pub(crate) fn server_engine(flags: &Flags, pool: Option<&Pool>) -> Result<Engine> {
+    let mut config = config(flags);
     config.epoch_interruption(true);
-    if let Some(instances) = instances {
-        config.allocation_strategy(pool(instances));
+    if let Some(pool) = pool {
+        config.allocation_strategy(allocation(pool));
     }
     Engine::new(&config)
 }
@@ -44,12 +51,8 @@ const CORE_INSTANCES: u32 = 64;
 const MEMORIES: u32 = 4;
 const TABLES: u32 = 16;
 
-/// What stays in memory of an instance's slot for the next one, in bytes: clearing so much costs
-/// less than asking the kernel for new pages.
-const KEPT_OF_MEMORY: usize = 1 << 20;
-const KEPT_OF_TABLE: usize = 16 << 10;
-
-fn pool(instances: u32) -> PoolingAllocationConfig {
+fn allocation(of: &Pool) -> PoolingAllocationConfig {
+    let instances = of.instances.0;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
         .max_core_instances_per_component(CORE_INSTANCES)
@@ -59,19 +62,20 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
         .total_memories(instances * MEMORIES)
         .total_tables(instances * TABLES)
         .total_stacks(instances * 4)
-        .linear_memory_keep_resident(KEPT_OF_MEMORY)
-        .table_keep_resident(KEPT_OF_TABLE)
+        .linear_memory_keep_resident(of.memory_kept.0 as usize)
+        .table_keep_resident(of.table_kept.0 as usize)
         .pagemap_scan(Enabled::Auto);
     pool
 }
 
-fn config() -> Config {
+fn config(flags: &Flags) -> Config {
     let mut config = Config::new();
     // Left alone, the environment decides this, and two processes could differ.
     config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
     // Traps are unwound by frame pointers. These tables would only serve a native debugger, and
     // cost time at each load.
     config.native_unwind_info(false);
+    flags.apply(&mut config);
     config
 }
 
@@ -91,14 +95,31 @@ pub(crate) fn module_linker(engine: &Engine) -> Result<wasmtime::Linker<State>> 
     Ok(linker)
 }
 
-/// What components may import: WASI 0.2 and 0.3, with requests over HTTP.
-pub(crate) fn component_linker(engine: &Engine) -> Result<component::Linker<State>> {
+/// What components may import: WASI 0.2 and 0.3, with requests over HTTP, `wasi:config`, and what
+/// `flags` allow.
+pub(crate) fn component_linker(engine: &Engine, flags: &Flags) -> Result<component::Linker<State>> {
     let mut linker = component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_config::add_to_linker(&mut linker, State::config)?;
+    if flags.keyvalue {
+        wasmtime_wasi_keyvalue::add_to_linker(&mut linker, State::keyvalue)?;
+    }
     Ok(linker)
+}
+
+/// What a component may import, for people.
+pub(crate) fn component_imports(flags: &Flags) -> String {
+    format!(
+        "a component may import WASI 0.2 and 0.3 (wasi:cli, clocks, config, filesystem, http, io, \
+         random, sockets{}) and nothing else",
+        match flags.keyvalue {
+            true => ", keyvalue",
+            false => "; keyvalue where wasi.keyvalue is set",
+        }
+    )
 }
 
 /// Names, as 32 hexadecimal digits, everything that native code depends on apart from the module:

@@ -1,19 +1,30 @@
 //! Running a guest.
 
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::thread;
 
 use tokio::runtime::{Builder, Runtime};
 use wasmtime::component::{self, ComponentExportIndex, Val};
-use wasmtime::{Engine, Store, StoreLimits, Trap};
+use wasmtime::error::Context as _;
+use wasmtime::{Engine, Store, StoreLimits, StoreLimitsBuilder, Trap};
+use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder, p2, p3};
 
 use crate::host::INITIALIZE;
 use crate::serve::Server;
+use crate::settings::{Limits, Settings, Time};
+use crate::signals;
 use crate::state::State;
 use crate::stdio::{Output, Stdin};
 
 /// The exit code of a guest that trapped: 128 + SIGABRT, as a native program that aborts.
 pub const EXIT_TRAP: i32 = 134;
+
+/// The exit code of a guest whose time was over, as timeout(1) has it.
+pub const EXIT_TIME_OVER: i32 = 124;
 
 /// The exit code when the host fails a guest, which then never ran or could not go on.
 pub const EXIT_HOST_FAILURE: i32 = 125;
@@ -38,6 +49,7 @@ pub struct Invocation {
 pub struct Guest {
     pub(crate) engine: Engine,
     pub(crate) work: Work,
+    pub(crate) settings: Arc<Settings>,
 }
 
 /// What a guest is there for.
@@ -87,6 +99,7 @@ impl Guest {
     /// | return of `err` | 1 |
     /// | `proc_exit`, `exit-with-code` | the lowest 8 bits |
     /// | trap | [`EXIT_TRAP`]; message and backtrace are on standard error |
+    /// | the time limit that is set | [`EXIT_TIME_OVER`]; so says standard error |
     /// | failure of the host | [`EXIT_HOST_FAILURE`]; the reason is on standard error |
     ///
     /// The guest gets the file descriptors 0, 1 and 2, the process's root as `/`, and its network.
@@ -97,8 +110,8 @@ impl Guest {
     /// is started as soon as its port is open.
     pub fn run(self, invocation: Invocation, started: &mut dyn FnMut(Result<(), String>)) -> i32 {
         match self.work {
-            Work::Once(entry) => entry.run(&self.engine, &invocation, started),
-            Work::Serve(server) => server.run(&self.engine, &invocation, started),
+            Work::Once(entry) => entry.run(&self.engine, &invocation, self.settings, started),
+            Work::Serve(server) => server.run(&self.engine, &invocation, self.settings, started),
         }
     }
 }
@@ -108,9 +121,16 @@ impl Entry {
         &self,
         engine: &Engine,
         invocation: &Invocation,
+        settings: Arc<Settings>,
         started: &mut dyn FnMut(Result<(), String>),
     ) -> i32 {
         let name = invocation.args.first().cloned().unwrap_or_default();
+        if let Some(time) = settings.limits.time
+            && let Err(error) = end_after(time, &name)
+        {
+            started(Err(format!("cannot start a thread: {error}")));
+            return EXIT_HOST_FAILURE;
+        }
         let runtime = match self.runtime() {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -119,7 +139,7 @@ impl Entry {
             }
         };
         let code = runtime.block_on(async {
-            let mut store = match store(engine, invocation) {
+            let mut store = match store(engine, invocation, settings) {
                 Ok(store) => store,
                 Err(error) => {
                     started(Err(format!("cannot set up WASI: {error:#}")));
@@ -210,31 +230,100 @@ pub(crate) fn tell(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
+/// Ends the process in so much time, whatever the guest is at.
+fn end_after(time: Time, name: &str) -> io::Result<()> {
+    let words = format!("{name}: ended after {time}, the limit that is set (limits.time)\n");
+    let timer = move || {
+        thread::sleep(time.0);
+        tell(&words);
+        signals::exit_now(EXIT_TIME_OVER);
+    };
+    thread::Builder::new()
+        .name("time limit".into())
+        .spawn(timer)
+        .map(drop)
+}
+
 /// The guest's memory and its view of the world.
-fn store(engine: &Engine, invocation: &Invocation) -> wasmtime::Result<Store<State>> {
-    let mut wasi = world(invocation)?;
+fn store(
+    engine: &Engine,
+    invocation: &Invocation,
+    settings: Arc<Settings>,
+) -> wasmtime::Result<Store<State>> {
+    let mut wasi = world(invocation, &settings)?;
     wasi.stdin(Stdin::new()?)
         .stdout(Output::stdout()?)
         .stderr(Output::stderr()?)
         // There is one guest in this process: it may block it.
         .allow_blocking_current_thread(true);
-    let state = State::new(wasi.build_p1(), StoreLimits::default());
-    let mut store = Store::new(engine, state);
+    let mut store = limited_store(engine, wasi, settings, &invocation.env, None)?;
     // For a server's engine, one of whose other functions was named.
     store.set_epoch_deadline(u64::MAX / 2);
     Ok(store)
 }
 
+/// A store in the environment `env` that keeps to the limits of `settings`; instead of a limit on
+/// memory there, to `memory` if that is one.
+pub(crate) fn limited_store(
+    engine: &Engine,
+    mut wasi: WasiCtxBuilder,
+    settings: Arc<Settings>,
+    env: &[String],
+    memory: Option<usize>,
+) -> wasmtime::Result<Store<State>> {
+    let fuel = settings.limits.fuel;
+    let limits = limits(&settings.limits, memory);
+    let is_limited = limits.is_some();
+    let state = State::new(wasi.build_p1(), limits.unwrap_or_default(), settings, env);
+    let mut store = Store::new(engine, state);
+    if is_limited {
+        store.limiter(|state| &mut state.limits);
+    }
+    if let Some(fuel) = fuel {
+        store.set_fuel(fuel)?;
+    }
+    Ok(store)
+}
+
+fn limits(set: &Limits, memory: Option<usize>) -> Option<StoreLimits> {
+    let Limits {
+        memory: set_memory,
+        memories,
+        table_elements,
+        tables,
+        // Others see to these.
+        time: _,
+        fuel: _,
+    } = set;
+    let memory = memory.or(set_memory.map(|size| size.0 as usize));
+    if memory.is_none() && memories.is_none() && table_elements.is_none() && tables.is_none() {
+        return None;
+    }
+    let mut limits = StoreLimitsBuilder::new();
+    if let Some(bytes) = memory {
+        limits = limits.memory_size(bytes);
+    }
+    if let Some(count) = memories {
+        limits = limits.memories(count.0 as usize);
+    }
+    if let Some(count) = table_elements {
+        limits = limits.table_elements(count.0 as usize);
+    }
+    if let Some(count) = tables {
+        limits = limits.tables(count.0 as usize);
+    }
+    Some(limits.build())
+}
+
 /// All that a guest gets but its standard streams.
-pub(crate) fn world(invocation: &Invocation) -> wasmtime::Result<WasiCtxBuilder> {
+pub(crate) fn world(
+    invocation: &Invocation,
+    settings: &Arc<Settings>,
+) -> wasmtime::Result<WasiCtxBuilder> {
     let mut wasi = WasiCtxBuilder::new();
-    wasi.args(&invocation.args)
-        .initial_cwd(&invocation.cwd)
-        .preopened_dir("/", "/", FsPerms::ReadWrite)?
-        .inherit_network()
-        .allow_ip_name_lookup(true)
-        .allow_tcp(true)
-        .allow_udp(true);
+    wasi.args(&invocation.args).initial_cwd(&invocation.cwd);
+    give_files(&mut wasi, settings)?;
+    give_network(&mut wasi, settings);
     let variables = invocation
         .env
         .iter()
@@ -248,6 +337,50 @@ pub(crate) fn world(invocation: &Invocation) -> wasmtime::Result<WasiCtxBuilder>
         wasi.env("PWD", &invocation.cwd);
     }
     Ok(wasi)
+}
+
+fn give_files(wasi: &mut WasiCtxBuilder, settings: &Settings) -> wasmtime::Result<()> {
+    let files = &settings.files;
+    let rights = |writable| match writable {
+        true => FsPerms::ReadWrite,
+        false => FsPerms::ReadOnly,
+    };
+    if files.root {
+        wasi.preopened_dir("/", "/", rights(!files.read_only))?;
+    }
+    for preopen in &files.preopens {
+        wasi.preopened_dir(&preopen.folder, &preopen.name, rights(preopen.writable))
+            .with_context(|| {
+                format!("the folder {} that is set (files.preopens)", preopen.folder)
+            })?;
+    }
+    Ok(())
+}
+
+fn give_network(wasi: &mut WasiCtxBuilder, settings: &Arc<Settings>) {
+    let network = &settings.network;
+    wasi.allow_ip_name_lookup(network.enabled && network.names)
+        .allow_tcp(network.enabled)
+        .allow_udp(network.enabled);
+    if !network.enabled {
+        return;
+    }
+    if network.allow.is_none() {
+        wasi.inherit_network();
+        return;
+    }
+    let settings = settings.clone();
+    wasi.socket_addr_check(move |address: SocketAddr, what: SocketAddrUse| {
+        let allowed = match what {
+            // Its own addresses are up to the kernel.
+            SocketAddrUse::TcpBind | SocketAddrUse::TcpListen | SocketAddrUse::UdpBind => true,
+            SocketAddrUse::TcpAccept
+            | SocketAddrUse::TcpConnect
+            | SocketAddrUse::UdpSend
+            | SocketAddrUse::UdpReceive => settings.network.allows(address),
+        };
+        Box::pin(async move { allowed }) as Pin<Box<dyn Future<Output = bool> + Send + Sync>>
+    });
 }
 
 impl Entry {

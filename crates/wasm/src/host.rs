@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use wasmtime::component::types::{ComponentFunc, ComponentItem};
@@ -15,7 +16,8 @@ use wasmtime_wasi::{p2, p3};
 use crate::artifact::{self, Kind};
 use crate::engine;
 use crate::guest::{ComponentEntry, Entry, Guest, Work};
-use crate::serve::{self, Server};
+use crate::serve::Server;
+use crate::settings::{Flags, Settings};
 use crate::state::State;
 use crate::{names, signals};
 
@@ -34,6 +36,9 @@ pub enum LoadError {
     /// The kernel would not map the file, or read it.
     #[error("cannot map the native code: {0}")]
     Map(String),
+    /// There is no engine with these settings.
+    #[error("cannot set up wasmtime with these settings: {0}")]
+    Engine(String),
     /// The process would not end on signals.
     #[error("cannot install signal handlers: {0}")]
     Signals(io::Error),
@@ -53,10 +58,26 @@ pub enum LoadError {
 }
 
 /// The engine, and everything that guests may import. Made once and used for any number of guests.
-pub struct Host {
+pub struct Host(World);
+
+/// An engine, and what may be imported there.
+struct World {
     engine: Engine,
     modules: wasmtime::Linker<State>,
     components: component::Linker<State>,
+}
+
+impl World {
+    fn new(flags: &Flags) -> wasmtime::Result<Self> {
+        let engine = engine::engine(flags)?;
+        let modules = engine::module_linker(&engine)?;
+        let components = engine::component_linker(&engine, flags)?;
+        Ok(Self {
+            engine,
+            modules,
+            components,
+        })
+    }
 }
 
 impl Host {
@@ -67,14 +88,7 @@ impl Host {
     /// What wasmtime says of its configuration on this machine, and glibc of its own.
     pub fn new() -> wasmtime::Result<Self> {
         names::use_builtin_sources().context("cannot fix the sources of host names")?;
-        let engine = engine::engine()?;
-        let modules = engine::module_linker(&engine)?;
-        let components = engine::component_linker(&engine)?;
-        Ok(Self {
-            engine,
-            modules,
-            components,
-        })
+        World::new(&Flags::default()).map(Self)
     }
 
     /// Maps `artifact`, links it, and finds what to call: `function`, or else what its world says
@@ -84,43 +98,72 @@ impl Host {
     /// component. It may take no parameters and return nothing or an integer, of a component also
     /// a `result`; what its return means is told at [`Guest::run`].
     ///
+    /// `settings` must have the flags that the artifact was compiled with. Those that need another
+    /// engine than everybody's cost the time to make one.
+    ///
     /// From here on signals end the process: see
     /// [`install_termination_handlers`](crate::install_termination_handlers). To be called in the
     /// container's init, with its final root and user. No code of the guest runs yet.
     ///
     /// # Errors
     /// Every [`LoadError`].
-    pub fn load(&self, artifact: File, function: Option<&str>) -> Result<Guest, LoadError> {
+    pub fn load(
+        &self,
+        artifact: File,
+        function: Option<&str>,
+        settings: Settings,
+    ) -> Result<Guest, LoadError> {
         signals::install_termination_handlers()
             .map_err(|error| LoadError::Signals(error.into()))?;
         let kind = artifact::kind(&artifact)
             .map_err(|error| LoadError::Map(error.to_string()))?
             .ok_or_else(|| LoadError::Artifact("it does not end as one".into()))?;
-        let (engine, work) = match kind {
-            Kind::Module => (
-                self.engine.clone(),
-                Work::Once(self.load_module(artifact, function)?),
-            ),
-            Kind::Component => (
-                self.engine.clone(),
-                load_component(&self.engine, &self.components, artifact, function)?,
-            ),
-            Kind::Server => {
-                let (engine, linker) = Self::for_servers().map_err(|error| {
-                    LoadError::Map(format!("cannot set up wasmtime for a server: {error:#}"))
-                })?;
-                let work = load_component(&engine, &linker, artifact, function)?;
-                (engine, work)
+        let set_up = |error| LoadError::Engine(format!("{error:#}"));
+        let flags = settings.flags();
+        let (engine, work) = if kind == Kind::Server {
+            let (engine, linker) = for_servers(&flags, &settings).map_err(set_up)?;
+            let work = load_component(&engine, &linker, &flags, artifact, function)?;
+            (engine, work)
+        } else if flags == Flags::default() {
+            self.0.load(kind, &flags, artifact, function)?
+        } else {
+            let world = World::new(&flags).map_err(set_up)?;
+            world.load(kind, &flags, artifact, function)?
+        };
+        Ok(Guest {
+            engine,
+            work,
+            settings: Arc::new(settings),
+        })
+    }
+}
+
+/// The engine of guests that serve requests, of which there are few: not made beforehand.
+fn for_servers(
+    flags: &Flags,
+    settings: &Settings,
+) -> wasmtime::Result<(Engine, component::Linker<State>)> {
+    let engine = engine::server_engine(flags, Some(&settings.pool))?;
+    let linker = engine::component_linker(&engine, flags)?;
+    Ok((engine, linker))
+}
+
+impl World {
+    /// Loads what runs once.
+    fn load(
+        &self,
+        kind: Kind,
+        flags: &Flags,
+        artifact: File,
+        function: Option<&str>,
+    ) -> Result<(Engine, Work), LoadError> {
+        let work = match kind {
+            Kind::Module => Work::Once(self.load_module(artifact, function)?),
+            Kind::Component | Kind::Server => {
+                load_component(&self.engine, &self.components, flags, artifact, function)?
             }
         };
-        Ok(Guest { engine, work })
-    }
-
-    /// The engine of guests that serve requests, of which there are few: not made beforehand.
-    fn for_servers() -> wasmtime::Result<(Engine, component::Linker<State>)> {
-        let engine = engine::server_engine(Some(serve::MOST_REQUESTS))?;
-        let linker = engine::component_linker(&engine)?;
-        Ok((engine, linker))
+        Ok((self.engine.clone(), work))
     }
 
     fn load_module(&self, artifact: File, function: Option<&str>) -> Result<Entry, LoadError> {
@@ -167,14 +210,16 @@ impl Host {
 fn load_component(
     engine: &Engine,
     linker: &component::Linker<State>,
+    flags: &Flags,
     artifact: File,
     function: Option<&str>,
 ) -> Result<Work, LoadError> {
     let component =
         map_component(engine, artifact).map_err(|error| LoadError::Map(format!("{error:#}")))?;
-    let pre = linker
-        .instantiate_pre(&component)
-        .map_err(|error| LoadError::Link(format!("{error:#}")))?;
+    let pre = linker.instantiate_pre(&component).map_err(|error| {
+        // Its code may come from where it may import more.
+        LoadError::Link(format!("{error:#}; {}", engine::component_imports(flags)))
+    })?;
     let exports = component.component_type();
     let exports = || list(exports.exports(engine).map(|(name, _)| name.to_owned()));
     let entry = match function {
@@ -247,13 +292,13 @@ fn map_component(engine: &Engine, mut artifact: File) -> wasmtime::Result<Compon
     };
     if directory.is_ok_and(|directory| is_proc(&directory)) {
         let path = format!("/proc/self/fd/{}", artifact.as_raw_fd());
-        // SAFETY: as in `Host::load_module`; only procfs itself can say what this path leads to.
+        // SAFETY: as in `World::load_module`; only procfs itself can say what this path leads to.
         return unsafe { Component::deserialize_file(engine, Path::new(&path)) };
     }
     let mut code = Vec::new();
     artifact.rewind()?;
     artifact.read_to_end(&mut code)?;
-    // SAFETY: as in `Host::load_module`.
+    // SAFETY: as in `World::load_module`.
     unsafe { Component::deserialize(engine, &code) }
 }
 

@@ -20,6 +20,7 @@ mod cache;
 mod compose;
 mod digest;
 mod engine;
+mod gate;
 mod guest;
 mod host;
 mod names;
@@ -27,15 +28,17 @@ mod parts;
 mod recall;
 mod sandbox;
 mod serve;
+pub mod settings;
 mod signals;
 mod state;
 mod stdio;
 mod worker;
 
 pub use cache::{Cache, CacheError, DEFAULT_CACHE_DIR};
-pub use guest::{EXIT_HOST_FAILURE, EXIT_TRAP, Guest, Invocation};
+pub use guest::{EXIT_HOST_FAILURE, EXIT_TIME_OVER, EXIT_TRAP, Guest, Invocation};
 pub use host::{Host, LoadError};
 pub use parts::Parts;
+pub use settings::Settings;
 pub use signals::install_termination_handlers;
 pub use worker::{MAX_MODULE_BYTES, WORKER_ACTION, worker_main};
 

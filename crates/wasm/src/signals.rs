@@ -23,6 +23,12 @@ extern "C" fn terminate(signal: libc::c_int) {
     unsafe { libc::_exit(128 + signal) }
 }
 
+/// Ends the process with `code` at once, whatever its threads are at.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) takes any value, and nothing of this process is to be written out.
+    unsafe { libc::_exit(code) }
+}
+
 /// Makes SIGTERM, SIGINT, SIGQUIT and SIGHUP end the process at once with 128 + the signal's
 /// number, from any state (a tight loop of the guest, a blocked system call), and unblocks them.
 /// Makes SIGPIPE be ignored, so that a write to a closed pipe gives the guest an error.

@@ -1,9 +1,16 @@
 //! What a guest's host functions work on.
 
+use std::sync::Arc;
+
 use wasmtime::StoreLimits;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtxView, WasiView};
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_keyvalue::{WasiKeyValue, WasiKeyValueCtx};
+
+use crate::gate::Gate;
+use crate::settings::Settings;
 
 /// The data of every store. WASI 0.1 needs a table of its own beside the context that all versions
 /// share; it is carried by components too, so that one type serves both.
@@ -12,19 +19,63 @@ pub(crate) struct State {
     pub(crate) wasi: WasiP1Ctx,
     /// `wasi:http`.
     http: WasiHttpCtx,
+    /// Who sees to its requests.
+    gate: Gate,
+    /// `wasi:config`.
+    config: WasiConfigVariables,
+    /// `wasi:keyvalue`.
+    keyvalue: WasiKeyValueCtx,
     /// What memories and tables may take, where the store is told to ask.
     pub(crate) limits: StoreLimits,
 }
 
 impl State {
-    /// With this view of the world and these limits.
-    pub(crate) fn new(wasi: WasiP1Ctx, limits: StoreLimits) -> Self {
+    /// With this view of the world, these limits, and in this environment, `NAME=VALUE` each.
+    pub(crate) fn new(
+        wasi: WasiP1Ctx,
+        limits: StoreLimits,
+        settings: Arc<Settings>,
+        env: &[String],
+    ) -> Self {
         Self {
             wasi,
             http: WasiHttpCtx::new(),
+            config: config(&settings, env),
+            keyvalue: WasiKeyValueCtx::builder().build(),
+            gate: Gate(settings),
             limits,
         }
     }
+}
+
+impl State {
+    /// The view of `wasi:config`.
+    pub(crate) fn config(&mut self) -> WasiConfig<'_> {
+        WasiConfig::new(&self.config)
+    }
+
+    /// The view of `wasi:keyvalue`.
+    pub(crate) fn keyvalue(&mut self) -> WasiKeyValue<'_> {
+        WasiKeyValue::new(&self.keyvalue, self.wasi.ctx().table)
+    }
+}
+
+/// What variables of the environment begin with that `wasi:config` tells.
+const CONFIG_PREFIX: &str = "WASI_CONFIG_";
+
+/// What `wasi:config` tells: what the environment says, and before that what is set.
+fn config(settings: &Settings, env: &[String]) -> WasiConfigVariables {
+    let mut config = WasiConfigVariables::new();
+    let variables = env
+        .iter()
+        .filter_map(|entry| entry.strip_prefix(CONFIG_PREFIX)?.split_once('='));
+    for (name, value) in variables {
+        config.insert(name, value);
+    }
+    for (name, value) in &settings.config {
+        config.insert(name, value);
+    }
+    config
 }
 
 impl WasiView for State {
@@ -38,7 +89,7 @@ impl WasiHttpView for State {
         WasiHttpCtxView {
             ctx: &mut self.http,
             table: self.wasi.ctx().table,
-            hooks: wasmtime_wasi_http::default_hooks(),
+            hooks: &mut self.gate,
         }
     }
 }

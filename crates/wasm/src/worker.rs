@@ -1,6 +1,8 @@
 //! The compile worker: a process that can do nothing but turn one module into native code.
 //!
-//! Its standard input is the module, or a program and what it may be composed with (`parts.rs`), its standard output the file that takes the code, and its
+//! Its second argument, if there is one, says how to compile, as JSON ([`Flags`]).
+//! Its standard input is the module, or a program and what it may be composed with (`parts.rs`), its
+//! standard output the file that takes the code, and its
 //! standard error takes one line of JSON at the end, the [`Report`]. Text before that line comes
 //! from a compiler that panicked or ran out of memory.
 
@@ -15,9 +17,10 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module, UnknownImportError};
 
 use crate::artifact::Kind;
+use crate::settings::Flags;
 use crate::{compose, engine, sandbox, serve};
 
-/// The first argument with which a program has to call [`worker_main`].
+/// The first argument with which a program has to call [`worker_main`]. The second is the worker's own.
 pub const WORKER_ACTION: &str = "compile-worker";
 
 /// The largest module that is accepted, in bytes.
@@ -55,14 +58,19 @@ pub fn worker_main() -> ExitCode {
 }
 
 fn run() -> Report {
+    let flags = std::env::args().nth(2);
     if let Err(error) = sandbox::enter() {
         return Report::Exposed(error.to_string());
     }
+    let flags = match flags.map_or(Ok(Flags::default()), |flags| serde_json::from_str(&flags)) {
+        Ok(flags) => flags,
+        Err(error) => return Report::Failed(format!("reading how to compile: {error}")),
+    };
     let mut wasm = Vec::new();
     if let Err(error) = io::stdin().read_to_end(&mut wasm) {
         return Report::Failed(format!("reading the module: {error}"));
     }
-    match compose::program(wasm).and_then(|wasm| compile(&wasm)) {
+    match compose::program(wasm).and_then(|wasm| compile(&wasm, &flags)) {
         Ok((kind, code)) => match write(&code) {
             Ok(()) => Report::Compiled(kind),
             Err(error) => Report::Failed(format!("writing its native code: {error}")),
@@ -78,21 +86,21 @@ fn write(code: &[u8]) -> io::Result<()> {
 }
 
 /// Compiles `wasm` and checks that everything it imports is there.
-fn compile(wasm: &[u8]) -> Result<(Kind, Vec<u8>), String> {
+fn compile(wasm: &[u8], flags: &Flags) -> Result<(Kind, Vec<u8>), String> {
     if wasm.is_empty() {
         return Err("the file is empty".into());
     }
     if is_component(wasm) {
         let (kind, engine) = match serves_http(wasm) {
-            true => (Kind::Server, engine::server_engine(None)),
-            false => (Kind::Component, engine::engine()),
+            true => (Kind::Server, engine::server_engine(flags, None)),
+            false => (Kind::Component, engine::engine(flags)),
         };
         let engine = engine.map_err(text)?;
         let component = Component::from_binary(&engine, wasm).map_err(text)?;
-        check_component(&engine, &component)?;
+        check_component(&engine, flags, &component)?;
         Ok((kind, component.serialize().map_err(text)?))
     } else {
-        let engine = engine::engine().map_err(text)?;
+        let engine = engine::engine(flags).map_err(text)?;
         let module = Module::from_binary(&engine, wasm).map_err(text)?;
         check_module(&engine, &module)?;
         Ok((Kind::Module, module.serialize().map_err(text)?))
@@ -141,14 +149,14 @@ fn check_module(engine: &Engine, module: &Module) -> Result<(), String> {
     }
 }
 
-fn check_component(engine: &Engine, component: &Component) -> Result<(), String> {
-    let linker = engine::component_linker(engine).map_err(text)?;
+fn check_component(engine: &Engine, flags: &Flags, component: &Component) -> Result<(), String> {
+    let linker = engine::component_linker(engine, flags).map_err(text)?;
     match linker.instantiate_pre(component) {
         Ok(_) => Ok(()),
         Err(error) => Err(format!(
-            "{}; a component may import WASI 0.2 and 0.3 (wasi:cli, clocks, filesystem, http, io, \
-             random, sockets) and nothing else",
-            text(error)
+            "{}; {}",
+            text(error),
+            engine::component_imports(flags)
         )),
     }
 }

@@ -1,6 +1,7 @@
 //! One client's connection: its requests, and what it is told when there is no response.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,8 @@ use wasmtime_wasi_http::handler::{
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::instances::Instances;
-use super::settings::{HEADER_TIME, MAX_HEADERS, MOST_REQUESTS};
+use super::log::Entry;
+use super::settings::Settings;
 use crate::guest::{complain, tell};
 
 /// How connections are served.
@@ -31,18 +33,20 @@ pub(super) struct Protocol(Builder<TokioExecutor>);
 
 impl Protocol {
     /// HTTP/1.1, and HTTP/2 for clients that begin with it.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let http = &settings.set.http;
+        let max_headers = http.max_headers.0;
         let mut builder = Builder::new(TokioExecutor::new());
         builder
             .http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIME)
-            .max_buf_size(MAX_HEADERS);
+            .header_read_timeout(http.header_time.0)
+            .max_buf_size(max_headers as usize);
         builder
             .http2()
             .timer(TokioTimer::new())
-            .max_header_list_size(MAX_HEADERS as u32)
-            .max_concurrent_streams(MOST_REQUESTS);
+            .max_header_list_size(u32::try_from(max_headers).unwrap_or(u32::MAX))
+            .max_concurrent_streams(settings.set.pool.instances.0);
         Self(builder)
     }
 
@@ -54,7 +58,11 @@ impl Protocol {
         handler: ProxyHandler<Instances>,
         mut ending: watch::Receiver<bool>,
     ) {
-        let service = service_fn(move |request| answer(handler.clone(), request));
+        // One that has broken off has none.
+        let client = stream
+            .peer_addr()
+            .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+        let service = service_fn(move |request| answer_and_log(handler.clone(), client, request));
         let mut connection = pin!(self.0.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             // A client that breaks off or talks nonsense has been told so; nobody else cares.
@@ -64,6 +72,24 @@ impl Protocol {
         connection.as_mut().graceful_shutdown();
         let _ = connection.await;
     }
+}
+
+/// As [`answer`], with a line about it if that is set.
+async fn answer_and_log(
+    handler: ProxyHandler<Instances>,
+    client: IpAddr,
+    request: Request<Incoming>,
+) -> Result<Response<WasiBody>, Infallible> {
+    let instances = handler.state();
+    let entry = match instances.settings.set.http.log {
+        true => Some(Entry::new(&instances.stdout, client, &request)),
+        false => None,
+    };
+    let response = answer(handler, request).await?;
+    Ok(match entry {
+        Some(entry) => entry.of(response),
+        None => response,
+    })
 }
 
 /// Has the guest answer `request`, or says why it does not.

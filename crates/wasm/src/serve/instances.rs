@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 use wasmtime::component::GuestTaskId;
-use wasmtime::{Engine, Store, StoreContextMut, StoreLimitsBuilder};
+use wasmtime::{Engine, Store, StoreContextMut};
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::handler::{
     HandlerState, Instance, Proxy, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
 };
 
 use super::Pre;
-use super::settings::{IDLE_TIME, REUSE_AT_A_TIME, Settings};
+use super::settings::{REUSE_AT_A_TIME, Settings};
 use super::shared::{Counted, Shared};
-use crate::guest::{Invocation, complain, world};
+use crate::guest::{Invocation, complain, limited_store, world};
 use crate::state::State;
 use crate::stdio::Output;
 
@@ -39,13 +39,17 @@ impl Instances {
     }
 
     fn store(&self) -> wasmtime::Result<Store<State>> {
-        let mut wasi = world(&self.invocation)?;
+        let set = &self.settings.set;
+        let mut wasi = world(&self.invocation, set)?;
         wasi.stdout(self.stdout.clone()).stderr(self.stderr.clone());
-        let limits = StoreLimitsBuilder::new()
-            .memory_size(self.settings.max_memory)
-            .build();
-        let mut store = Store::new(&self.engine, State::new(wasi.build_p1(), limits));
-        store.limiter(|state| &mut state.limits);
+        let memory = Some(self.settings.max_memory);
+        let mut store = limited_store(
+            &self.engine,
+            wasi,
+            set.clone(),
+            &self.invocation.env,
+            memory,
+        )?;
         // At each tick of the clock a guest that computes lets others on, its time limit included.
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);
@@ -91,6 +95,7 @@ impl HandlerState for Instances {
             expiration: Expiration {
                 sleep: Box::pin(tokio::time::sleep(time)),
                 request_time: time,
+                idle_time: self.settings.set.http.idle_time.0,
             },
             state: Worker {
                 name: self.name().to_owned(),
@@ -107,6 +112,7 @@ impl HandlerState for Instances {
 pub(super) struct Expiration {
     sleep: Pin<Box<Sleep>>,
     request_time: Duration,
+    idle_time: Duration,
 }
 
 impl WorkerExpiration for Expiration {
@@ -117,7 +123,7 @@ impl WorkerExpiration for Expiration {
         since: Instant,
     ) -> Poll<()> {
         let time = match status {
-            WorkerStatus::Idle => IDLE_TIME,
+            WorkerStatus::Idle => self.idle_time,
             WorkerStatus::Requests | WorkerStatus::PostReturn => self.request_time,
         };
         let until = tokio::time::Instant::from_std(since + time);

@@ -174,7 +174,7 @@ impl Server {
         let (given, mut taken) = mpsc::unbounded_channel::<Given>();
         let runtime = event_loop()?;
         let work = async move {
-            let protocol = Arc::new(Protocol::new());
+            let protocol = Arc::new(Protocol::new(&instances.settings));
             let handler = ProxyHandler::new(instances);
             while let Some(Given { stream, counted }) = taken.recv().await {
                 // It was made by this program's other event loop and is in order.

@@ -6,11 +6,13 @@
 //! given, the guest's code included, from beginning to end, so that a request crosses no thread.
 //!
 //! Reading order: [`Server`], `settings`, `listener`, `connection` (what a client is told),
-//! `instances` (where guests come from and go), `shared` (what the threads know of each other).
+//! `log` (a line a request), `instances` (where guests come from and go), `shared` (what the
+//! threads know of each other).
 
 mod connection;
 mod instances;
 mod listener;
+mod log;
 mod settings;
 mod shared;
 
@@ -18,9 +20,10 @@ use wasmtime::Engine;
 use wasmtime::component::InstancePre;
 use wasmtime_wasi_http::{p2, p3};
 
+use std::sync::Arc;
+
 use crate::guest::{EXIT_HOST_FAILURE, Invocation};
 use crate::state::State;
-pub(crate) use settings::MOST_REQUESTS;
 use settings::Settings;
 
 /// Whether a component that exports `name` handles requests.
@@ -55,9 +58,10 @@ impl Server {
         self,
         engine: &Engine,
         invocation: &Invocation,
+        set: Arc<crate::Settings>,
         started: &mut dyn FnMut(Result<(), String>),
     ) -> i32 {
-        let served = Settings::of(invocation)
+        let served = Settings::of(invocation, set)
             .and_then(|settings| listener::serve(engine, self.0, invocation, settings, started));
         match served {
             Ok(()) => 0,

@@ -1,12 +1,10 @@
-//! What a server's environment says of it, and what is not set but limited.
+//! How a server works: as its settings say, and within them as its environment does.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::guest::Invocation;
-
-/// How long an instance waits for its next request.
-pub(super) const IDLE_TIME: Duration = Duration::from_secs(1);
 
 /// The most requests that an instance of WASI 0.3 gets at a time. One of WASI 0.2 gets one.
 pub(super) const REUSE_AT_A_TIME: usize = 16;
@@ -14,15 +12,8 @@ pub(super) const REUSE_AT_A_TIME: usize = 16;
 /// How many requests an instance of WASI 0.3 gets in all unless [`REUSE`] says otherwise.
 const REUSE_OF_P3: usize = 128;
 
-/// The most that a request's line and headers may take, in bytes, and how long their client.
-pub(super) const MAX_HEADERS: usize = 64 << 10;
-pub(super) const HEADER_TIME: Duration = Duration::from_secs(30);
-
 /// How often guests that compute are asked whether their time is over.
 pub(super) const TICK: Duration = Duration::from_millis(10);
-
-/// The most requests that can be allowed at a time: instances have their places made beforehand.
-pub(crate) const MOST_REQUESTS: u32 = 256;
 
 // The variables; those of images that were made for older shims first.
 const ADDRESS: &str = "WASMTIME_HTTP_PROXY_SOCKET_ADDR";
@@ -35,7 +26,7 @@ const MAX_BODY: &str = "LIGHTER_HTTP_MAX_BODY";
 const MAX_MEMORY: &str = "LIGHTER_HTTP_MAX_MEMORY";
 const REUSE: &str = "LIGHTER_HTTP_REUSE";
 
-/// What can be set.
+/// How a server works.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
     /// Where to listen.
@@ -55,15 +46,19 @@ pub(super) struct Settings {
     pub(super) max_memory: usize,
     /// How many requests an instance gets, if that is said.
     reuse: Option<usize>,
+    /// What is set and is no business of the environment.
+    pub(super) set: Arc<crate::Settings>,
 }
 
 impl Settings {
-    /// Reads the environment of `invocation`.
+    /// Reads the environment of `invocation`, which may say less than is `set`, and where there is
+    /// nothing to be had of more, something else.
     ///
     /// # Errors
     /// A sentence that names the variable and its value.
-    pub(super) fn of(invocation: &Invocation) -> Result<Self, String> {
+    pub(super) fn of(invocation: &Invocation, set: Arc<crate::Settings>) -> Result<Self, String> {
         let env = Environment(&invocation.env);
+        let http = &set.http;
         let address = match env.text(ADDRESS) {
             Some(value) => value.parse().map_err(|_| {
                 wrong(
@@ -73,23 +68,48 @@ impl Settings {
                 )
             })?,
             None => {
-                let port = env.number(PORT, 8080, u16::MAX.into())? as u16;
-                SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)
+                let port = env.number(PORT, http.port.0.into(), u16::MAX.into())?;
+                SocketAddr::new(http.address, port as u16)
             }
         };
-        let reuse = match env.number(REUSE, 0, u32::MAX.into())? {
+        let reuse = http.reuse.map_or(0, |requests| requests.0.into());
+        let reuse = match env.number(REUSE, reuse, u32::MAX.into())? {
             0 => None,
             requests => Some(requests as usize),
         };
+        let seconds = http.request_time.map(|time| time.0.as_secs().max(1));
+        let seconds = Bound("http.request_time", seconds, 60, 86_400);
+        let request_time = match (env.text(REQUEST_SECONDS), http.request_time) {
+            // Which may be part of a second.
+            (None, Some(time)) => time.0,
+            _ => Duration::from_secs(env.bounded(REQUEST_SECONDS, seconds)?),
+        };
+        let requests = Bound(
+            "http.max_requests",
+            http.max_requests.map(|most| most.0.into()),
+            set.pool.instances.0.min(256).into(),
+            set.pool.instances.0.into(),
+        );
+        let connections = Bound(
+            "http.max_connections",
+            http.max_connections.map(|most| most.0.into()),
+            4096,
+            1 << 20,
+        );
+        let body = http.max_body.map(|size| size.0);
+        let body = Bound("http.max_body", body, 1 << 30, u64::MAX);
+        let memory = set.limits.memory.map(|size| size.0);
+        let memory = Bound("limits.memory", memory, 1 << 30, 1 << 32);
         Ok(Self {
             address,
-            backlog: env.number(BACKLOG, 1024, i32::MAX as u64)? as u32,
-            request_time: Duration::from_secs(env.number(REQUEST_SECONDS, 60, 86_400)?),
-            max_requests: env.number(MAX_REQUESTS, 256, MOST_REQUESTS.into())? as usize,
-            max_connections: env.number(MAX_CONNECTIONS, 4096, 1 << 20)? as usize,
-            max_body: env.number(MAX_BODY, 1 << 30, u64::MAX)?,
-            max_memory: env.number(MAX_MEMORY, 1 << 30, 1 << 32)? as usize,
+            backlog: env.number(BACKLOG, http.backlog.0.into(), i32::MAX as u64)? as u32,
+            request_time,
+            max_requests: env.bounded(MAX_REQUESTS, requests)? as usize,
+            max_connections: env.bounded(MAX_CONNECTIONS, connections)? as usize,
+            max_body: env.bounded(MAX_BODY, body)?,
+            max_memory: env.bounded(MAX_MEMORY, memory)? as usize,
             reuse,
+            set,
         })
     }
 
@@ -104,6 +124,10 @@ impl Settings {
     }
 }
 
+/// A setting that bounds a variable: its name and its value if it has one, and without one the
+/// variable's default and the most that it may be.
+struct Bound(&'static str, Option<u64>, u64, u64);
+
 /// A container's environment, `NAME=VALUE` each.
 struct Environment<'a>(&'a [String]);
 
@@ -117,6 +141,19 @@ impl Environment<'_> {
         self.0
             .iter()
             .find_map(|entry| value(entry).map(|at| &entry[at..]))
+    }
+
+    /// The value of `name` as a number within `bound`.
+    fn bounded(&self, name: &str, bound: Bound) -> Result<u64, String> {
+        let Bound(setting, set, default, most) = bound;
+        let number = self.number(name, set.unwrap_or(default), most)?;
+        match set.filter(|set| number > *set) {
+            None => Ok(number),
+            Some(set) => Err(format!(
+                "the environment variable {name} is {number}; {setting} is set to {set}, which is \
+                 the most"
+            )),
+        }
     }
 
     /// The value of `name` as a number from 1 to `most`; `default` where there is none.
@@ -138,12 +175,20 @@ fn wrong(name: &str, value: &str, wanted: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::{Count, Size, Time};
 
     fn of(env: &[&str]) -> Result<Settings, String> {
-        Settings::of(&Invocation {
+        with(env, |_| {})
+    }
+
+    fn with(env: &[&str], change: impl FnOnce(&mut crate::Settings)) -> Result<Settings, String> {
+        let invocation = Invocation {
             env: env.iter().map(|&entry| entry.to_owned()).collect(),
             ..Invocation::default()
-        })
+        };
+        let mut set = crate::Settings::default();
+        change(&mut set);
+        Settings::of(&invocation, Arc::new(set))
     }
 
     #[test]
@@ -163,6 +208,43 @@ mod tests {
         assert_eq!((settings.reuse_of_p2(), settings.reuse_of_p3()), (1, 128));
         let settings = of(&["LIGHTER_HTTP_REUSE=9"]).unwrap();
         assert_eq!((settings.reuse_of_p2(), settings.reuse_of_p3()), (9, 9));
+    }
+
+    #[test]
+    fn what_is_set_is_the_default_and_the_most() {
+        let limited = |env: &[&str]| {
+            with(env, |set| {
+                set.http.port = Count(81);
+                set.http.reuse = Some(Count(5));
+                set.http.max_body = Some(Size(1000));
+                set.http.request_time = Some(Time(Duration::from_millis(1500)));
+                set.limits.memory = Some(Size(1 << 20));
+            })
+        };
+        let settings = limited(&[]).unwrap();
+        assert_eq!(settings.address.port(), 81);
+        assert_eq!(settings.reuse_of_p2(), 5);
+        assert_eq!(settings.max_body, 1000);
+        assert_eq!(settings.request_time, Duration::from_millis(1500));
+        assert_eq!(settings.max_memory, 1 << 20);
+
+        let less = [
+            "PORT=82",
+            "LIGHTER_HTTP_REUSE=9",
+            "LIGHTER_HTTP_MAX_BODY=10",
+        ];
+        let settings = limited(&less).unwrap();
+        assert_eq!(settings.address.port(), 82);
+        assert_eq!(settings.reuse_of_p2(), 9);
+        assert_eq!(settings.max_body, 10);
+        for (more, setting) in [
+            ("LIGHTER_HTTP_MAX_BODY=1001", "http.max_body"),
+            ("LIGHTER_HTTP_REQUEST_SECONDS=2", "http.request_time"),
+            ("LIGHTER_HTTP_MAX_MEMORY=2000000", "limits.memory"),
+        ] {
+            let reason = limited(&[more]).unwrap_err();
+            assert!(reason.contains(setting), "{reason}");
+        }
     }
 
     #[test]

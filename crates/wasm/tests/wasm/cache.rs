@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
 use crate::common::{PROCESS, Workshop, file, names, only_file, process, wait_until, wasm};
+use wasm::settings::Flags;
 use wasm::{Cache, CacheError};
 
 const GUEST: &str = r#"(module (func (export "_start")))"#;
@@ -32,7 +33,12 @@ fn a_second_call_compiles_nothing_here_or_elsewhere() {
         .cache
         .artifact(&file(&wasm), "guest", &nobody)
         .expect("a hit");
-    let elsewhere = Cache::open(workshop.directory.path().join("cache"), PROCESS).expect("a cache");
+    let elsewhere = Cache::open(
+        workshop.directory.path().join("cache"),
+        PROCESS,
+        Flags::default(),
+    )
+    .expect("a cache");
     elsewhere
         .artifact(&file(&wasm), "guest", &nobody)
         .expect("a hit");
@@ -61,7 +67,7 @@ fn many_callers_of_one_module_compile_it_once() {
             std::thread::spawn(move || {
                 // Each as a daemon of its own.
                 let folder = workshop.directory.path().join("cache");
-                let cache = Cache::open(folder, PROCESS).expect("a cache");
+                let cache = Cache::open(folder, PROCESS, Flags::default()).expect("a cache");
                 barrier.wait();
                 cache
                     .artifact(&file(&wasm), "guest", &|mut command| {
@@ -284,7 +290,7 @@ fn a_worker_that_cannot_start_or_says_nothing() {
         ("/bin/false", "the compiler ended with exit status: 1"),
         ("/bin/true", "the compiler ended with exit status: 0"),
     ] {
-        let cache = Cache::open(&folder, program).expect("a cache");
+        let cache = Cache::open(&folder, program, Flags::default()).expect("a cache");
         let error = cache
             .artifact(&file(&wasm(GUEST)), "guest", &|mut command| {
                 command.status()
@@ -299,13 +305,13 @@ fn a_worker_that_cannot_start_or_says_nothing() {
 fn a_folder_that_others_can_write_is_refused() {
     let folder = tempfile::TempDir::new().expect("a folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("a mode");
-    let error = Cache::open(folder.path(), PROCESS).expect_err("exposed");
+    let error = Cache::open(folder.path(), PROCESS, Flags::default()).expect_err("exposed");
     assert_says(&error.to_string(), &["mode 777", "0700"]);
 }
 
 #[test]
 fn a_cache_that_cannot_be_made_names_the_folder_and_the_reason() {
-    let error = Cache::open("/proc/cache", PROCESS).expect_err("no such place");
+    let error = Cache::open("/proc/cache", PROCESS, Flags::default()).expect_err("no such place");
     assert_says(
         &error.to_string(),
         &["/proc/cache", "No such file", "writable"],
@@ -355,7 +361,7 @@ impl Drop for Mounted {
 fn a_full_disk_names_the_folder_and_leaves_nothing() {
     let disk = Mounted::new("size=64k");
     let folder = disk.0.path().join("cache");
-    let cache = Cache::open(&folder, PROCESS).expect("a cache");
+    let cache = Cache::open(&folder, PROCESS, Flags::default()).expect("a cache");
     let bulk = "cargo".repeat(20_000);
     let module = wasm(&format!(
         "(module (memory 2) (data (i32.const 0) {bulk:?}))"
@@ -389,9 +395,13 @@ fn a_read_only_folder_serves_hits_and_names_itself_on_a_miss() {
     let compile = |cache: &Cache, text| {
         cache.artifact(&file(&wasm(text)), "guest", &|mut command| command.status())
     };
-    compile(&Cache::open(&folder, PROCESS).expect("a cache"), GUEST).expect("native code");
+    compile(
+        &Cache::open(&folder, PROCESS, Flags::default()).expect("a cache"),
+        GUEST,
+    )
+    .expect("native code");
     disk.remount_read_only();
-    let cache = Cache::open(&folder, PROCESS).expect("a cache");
+    let cache = Cache::open(&folder, PROCESS, Flags::default()).expect("a cache");
     compile(&cache, GUEST).expect("a hit");
     let error = compile(&cache, "(module)").expect_err("read-only");
     let path = folder.to_str().expect("UTF-8");

@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use wasm::settings::Flags;
 use wasm::{Cache, CacheError};
 
 /// The program that plays compile worker and container's init.
@@ -25,7 +26,8 @@ impl Workshop {
             "these tests isolate compile workers, which takes root: run them as root"
         );
         let directory = TempDir::new().expect("a folder");
-        let cache = Cache::open(directory.path().join("cache"), PROCESS).expect("a cache");
+        let cache = Cache::open(directory.path().join("cache"), PROCESS, Flags::default())
+            .expect("a cache");
         Self { directory, cache }
     }
 

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use nix::sys::signal::raise;
 use nix::unistd::{Gid, Uid, chdir, chroot, setgid, setgroups, setuid};
-use wasm::{Host, Invocation, WORKER_ACTION, worker_main};
+use wasm::{Host, Invocation, Settings, WORKER_ACTION, worker_main};
 
 /// How to run a guest.
 #[derive(Default)]
@@ -77,7 +77,7 @@ fn run(options: Options) -> ExitCode {
         setuid(Uid::from_raw(id)).expect("setuid");
     }
     let begin = Instant::now();
-    let guest = match host.load(artifact, options.function.as_deref()) {
+    let guest = match host.load(artifact, options.function.as_deref(), Settings::default()) {
         Ok(guest) => guest,
         Err(error) => {
             eprintln!("not loaded: {error}");
