@@ -1,4 +1,6 @@
-//! Writing container images: an [`Image`] says what is in one and how it runs,
+//! Container images, written and read.
+//!
+//! Writing: an [`Image`] says what is in one and how it runs,
 //! an [`Archive`] puts images into one file that `ctr images import`,
 //! `docker load` and other OCI tools take.
 //!
@@ -22,11 +24,15 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Reading: [`Files`] finds a file in the layers of an image, and [`extract`] takes it out.
 #![forbid(unsafe_code)]
 
 mod archive;
 mod blob;
+mod compression;
 mod error;
+mod files;
 mod layer;
 mod name;
 mod platform;
@@ -34,7 +40,9 @@ mod platform;
 use std::collections::BTreeMap;
 
 pub use archive::{Archive, Saved};
+pub use compression::decompressed;
 pub use error::Error;
+pub use files::{Content, Files, extract};
 pub use layer::{Entry, Layer};
 pub use name::Name;
 pub use platform::Platform;

@@ -5,8 +5,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use container::{Guest, Guests, Invocation, Reaper};
+use tokio::time::Instant;
+
+use crate::options::Options;
 
 /// Everything that runs guests, made in the zygote.
 ///
@@ -49,10 +53,16 @@ impl Guest for Loaded {
     }
 }
 
+/// How often the log tells that a guest is still being compiled.
+const NEWS_EVERY: Duration = Duration::from_secs(5);
+
+/// A cache's folder, and how large it may become.
+type Key = (PathBuf, wasm::Size);
+
 /// The caches that the containers of this daemon use; nearly always one.
 #[derive(Clone)]
 pub struct Caches {
-    open: Arc<Mutex<HashMap<PathBuf, Arc<wasm::Cache>>>>,
+    open: Arc<Mutex<HashMap<Key, Arc<wasm::Cache>>>>,
     reaper: Reaper,
 }
 
@@ -66,38 +76,54 @@ impl Caches {
     }
 
     /// The native code of the open file `module`, which `path` stands for in messages, from the
-    /// cache in `folder` or the built-in one.
+    /// cache that `options` name.
     ///
     /// # Errors
     /// Why there is none.
     pub async fn artifact(
         &self,
-        folder: Option<&Path>,
+        options: &Options,
         module: File,
         path: String,
     ) -> Result<File, String> {
-        let caches = self.clone();
-        let folder = folder
-            .unwrap_or(Path::new(wasm::DEFAULT_CACHE_DIR))
-            .to_owned();
-        let made = tokio::task::spawn_blocking(move || {
-            let cache = caches.cache(folder)?;
-            cache.artifact(&module, &path, &|command| caches.reaper.run(command))
+        let folder = options.cache_dir.as_deref();
+        let folder = folder.unwrap_or(Path::new(wasm::DEFAULT_CACHE_DIR));
+        let size = options.cache_size.unwrap_or(wasm::DEFAULT_CACHE_SIZE);
+        let (caches, key, name) = (self.clone(), (folder.to_owned(), size), path.clone());
+        let since = Instant::now();
+        let mut made = tokio::task::spawn_blocking(move || {
+            let cache = caches.cache(key)?;
+            cache.artifact(&module, &name, &|command| caches.reaper.run(command))
         });
-        match made.await {
+        // A large module takes a minute, and whoever waits may look here.
+        let mut waiting = tokio::time::interval_at(since + NEWS_EVERY, NEWS_EVERY);
+        let made = loop {
+            tokio::select! {
+                made = &mut made => break made,
+                _ = waiting.tick() => log::info!(
+                    "{path}: its native code has been in the making for {} s",
+                    since.elapsed().as_secs()
+                ),
+            }
+        };
+        if since.elapsed() >= NEWS_EVERY {
+            log::info!("{path}: that took {:.1} s", since.elapsed().as_secs_f64());
+        }
+        match made {
             Ok(Ok(file)) => Ok(file),
             Ok(Err(error)) => Err(error.to_string()),
             Err(error) => Err(format!("looking for a guest's native code: {error}")),
         }
     }
 
-    fn cache(&self, folder: PathBuf) -> Result<Arc<wasm::Cache>, wasm::CacheError> {
+    fn cache(&self, (folder, size): Key) -> Result<Arc<wasm::Cache>, wasm::CacheError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cache) = open.get(&folder) {
+        if let Some(cache) = open.get(&(folder.clone(), size)) {
             return Ok(cache.clone());
         }
-        let cache = Arc::new(wasm::Cache::open(&folder, "/proc/self/exe")?);
-        open.insert(folder, cache.clone());
+        let cache = wasm::Cache::open(&folder, "/proc/self/exe")?.with_limit(size);
+        let cache = Arc::new(cache);
+        open.insert((folder, size), cache.clone());
         Ok(cache)
     }
 }

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 pub struct Options {
     /// The folder of compiled guests, instead of the built-in one.
     pub cache_dir: Option<PathBuf>,
+    /// How large that folder may become.
+    pub cache_size: Option<wasm::Size>,
     /// Whether systemd makes the containers' cgroups.
     #[serde(alias = "SystemdCgroup")]
     pub systemd_cgroup: bool,
@@ -115,6 +117,7 @@ impl Options {
     fn from_runc(options: RuncOptions) -> Self {
         Self {
             cache_dir: None,
+            cache_size: None,
             systemd_cgroup: options.systemd_cgroup,
             shim_cgroup: options.shim_cgroup,
             io_uid: options.io_uid,
@@ -232,9 +235,13 @@ mod tests {
 
     #[test]
     fn toml_comes_in_the_request_or_from_a_file() {
-        let body = toml_options("", "cache_dir = '/c'\nSystemdCgroup = true");
+        let body = toml_options(
+            "",
+            "cache_dir = '/c'\ncache_size = '2GiB'\nSystemdCgroup = true",
+        );
         let options = Options::from_any(Some(&body)).unwrap();
         assert_eq!(options.cache_dir, Some("/c".into()));
+        assert_eq!(options.cache_size, Some(wasm::Size(2 << 30)));
         assert!(options.systemd_cgroup);
 
         let folder = tempfile::tempdir().unwrap();
@@ -247,6 +254,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         assert!(refused(&toml_options("", "cash_dir = '/c'")).contains("cash_dir"));
+        assert!(refused(&toml_options("", "cache_size = '10X'")).contains("10X"));
         assert!(refused(&toml_options("/no/such.toml", "")).contains("/no/such.toml"));
         assert!(refused(&any("x.Options", vec![])).contains("x.Options"));
         let broken = any("containerd.runc.v1.Options", vec![0xff]);

@@ -139,8 +139,8 @@ impl Task {
         let since = Instant::now();
         let kills = OomKills::now();
         let artifact = |module: File, path: String| {
-            let (caches, folder) = (daemon.caches.clone(), options.cache_dir.clone());
-            async move { caches.artifact(folder.as_deref(), module, path).await }
+            let (caches, options) = (&daemon.caches, &options);
+            async move { caches.artifact(options, module, path).await }
         };
         let created = Container::create(&daemon.zygote, create, theirs, artifact).await;
         let (container, console) = match created {
@@ -484,8 +484,7 @@ impl Task {
         module: File,
         path: String,
     ) -> Result<File, String> {
-        let folder = self.options.cache_dir.as_deref();
-        daemon.caches.artifact(folder, module, path).await
+        daemon.caches.artifact(&self.options, module, path).await
     }
 
     /// The container.
