@@ -93,22 +93,25 @@ impl Caches {
         let since = Instant::now();
         let mut made = tokio::task::spawn_blocking(move || {
             let cache = caches.cache(key)?;
-            cache.artifact(&module, &name, &|command| caches.reaper.run(command))
+            cache.artifact(&module, &name, &|command| {
+                log::info!("{name}: compiling it, as there is no native code of it yet");
+                let began = Instant::now();
+                let status = caches.reaper.run(command);
+                log::info!("{name}: that took {:.1} s", began.elapsed().as_secs_f64());
+                status
+            })
         });
-        // A large module takes a minute, and whoever waits may look here.
+        // A large module takes a minute, and another container may be the one that compiles it.
         let mut waiting = tokio::time::interval_at(since + NEWS_EVERY, NEWS_EVERY);
         let made = loop {
             tokio::select! {
                 made = &mut made => break made,
                 _ = waiting.tick() => log::info!(
-                    "{path}: its native code has been in the making for {} s",
+                    "{path}: waiting for its native code since {} s",
                     since.elapsed().as_secs()
                 ),
             }
         };
-        if since.elapsed() >= NEWS_EVERY {
-            log::info!("{path}: that took {:.1} s", since.elapsed().as_secs_f64());
-        }
         match made {
             Ok(Ok(file)) => Ok(file),
             Ok(Err(error)) => Err(error.to_string()),

@@ -65,7 +65,7 @@ pub(crate) fn enter() -> Result<(), SandboxError> {
     drop_privileges()?;
     limit_resources().step("set resource limits")?;
     die_with(parent)?;
-    die_in_time().step("set a deadline")?;
+    die_in_time(MAX_SECONDS).step("set a deadline")?;
     filter_system_calls().step("install the seccomp filter")
 }
 
@@ -187,14 +187,14 @@ fn die_with(parent: Pid) -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Has the kernel kill this process at its deadline. The timer cannot be stopped again: the calls
+/// Has the kernel kill this process after so many seconds. The timer cannot be stopped again: the calls
 /// for it are not among the [`ALLOWED`], and nothing holds up its signal.
-fn die_in_time() -> io::Result<()> {
+fn die_in_time(seconds: u64) -> io::Result<()> {
     // SAFETY: zero is a value of every field of these structures of numbers and pointers.
     let (mut event, mut after): (libc::sigevent, libc::itimerspec) = unsafe { std::mem::zeroed() };
     event.sigev_notify = libc::SIGEV_SIGNAL;
     event.sigev_signo = libc::SIGKILL;
-    after.it_value.tv_sec = MAX_SECONDS as libc::time_t;
+    after.it_value.tv_sec = seconds as libc::time_t;
     let mut timer = std::ptr::null_mut();
     // SAFETY: all pointers are to values that live until the calls have returned.
     let set = unsafe {
@@ -278,3 +278,6 @@ fn filter_system_calls() -> Result<(), libseccomp::error::SeccompError> {
     )?;
     filter.load()
 }
+
+#[cfg(test)]
+mod tests;
