@@ -13,26 +13,17 @@ each_containerd!(
     python_component,
 );
 
-fn run<'a>(
-    engine: &Containerd,
-    program: &str,
-    args: impl IntoIterator<Item = &'a str>,
-) -> Result<Output> {
+fn run(engine: &Containerd, program: &str, args: &[&str]) -> Result<Output> {
     let path = format!("/{program}");
-    let args: Vec<&str> = std::iter::once(path.as_str()).chain(args).collect();
     engine
         .container(&Rootfs::base().guest(program)?)
-        .args(args)
+        .args([&[path.as_str()], args].concat())
         .env("NAME", "value")
         .run()
 }
 
 /// A program's output, which must have ended with 0.
-fn text<'a>(
-    engine: &Containerd,
-    program: &str,
-    args: impl IntoIterator<Item = &'a str>,
-) -> Result<String> {
+fn text(engine: &Containerd, program: &str, args: &[&str]) -> Result<String> {
     run(engine, program, args)?.success()
 }
 
@@ -50,13 +41,13 @@ except FileNotFoundError as error:
     print(error.filename)
 sys.exit(200)
 "#;
-    let output = run(engine, "python.wasm", ["-c", script, "one"])?;
+    let output = run(engine, "python.wasm", &["-c", script, "one"])?;
     assert_eq!(
         output.text(),
         "[\"-c\", \"one\"] value 2363233923\nwritten ['file'] root:x:0:\n332833500\n/nowhere\n"
     );
     assert_eq!(output.status, 200, "{}", output.errors());
-    let output = run(engine, "python.wasm", ["-c", "raise ValueError('wrong')"])?;
+    let output = run(engine, "python.wasm", &["-c", "raise ValueError('wrong')"])?;
     assert!(
         output.errors().contains("ValueError: wrong"),
         "{}",
@@ -79,23 +70,23 @@ end
 $stdout.flush
 "#;
     assert_eq!(
-        text(engine, "ruby.wasm", [script])?,
+        text(engine, "ruby.wasm", &[script])?,
         "[1, 2, 3]\nvalue\nroot:x:0:\nfrom a fiber\n#<ArgumentError: wrong>\n"
     );
-    let failed = run(engine, "ruby.wasm", ["raise 'wrong'"])?;
+    let failed = run(engine, "ruby.wasm", &["raise 'wrong'"])?;
     assert_ne!(failed.status, 0);
     Ok(())
 }
 
 fn quickjs(engine: &Containerd) -> Result<()> {
     let script = "console.log([1, 2, 3].map(x => x * 2).join('+'), std.getenv('NAME'))";
-    let printed = text(engine, "quickjs.wasm", ["--std", "-e", script])?;
+    let printed = text(engine, "quickjs.wasm", &["--std", "-e", script])?;
     assert_eq!(printed, "2+4+6 value\n");
     Ok(())
 }
 
 fn go(engine: &Containerd) -> Result<()> {
-    let output = run(engine, "go-program.wasm", ["one", "two"])?;
+    let output = run(engine, "go-program.wasm", &["one", "two"])?;
     assert_eq!(
         output.text(),
         "sum 4950\nargs [one two]\nNAME value\nfile \"root:x:\" <nil>\nmissing true\n"
@@ -105,7 +96,7 @@ fn go(engine: &Containerd) -> Result<()> {
 }
 
 fn javascript_component(engine: &Containerd) -> Result<()> {
-    let output = run(engine, "javascript-component.wasm", [])?;
+    let output = run(engine, "javascript-component.wasm", &[])?;
     assert_eq!(
         output.text(),
         "{\"words\":[\"THE\",\"QUICK\",\"BROWN\",\"FOX\"],\"sum\":6}\n"
@@ -117,7 +108,7 @@ fn javascript_component(engine: &Containerd) -> Result<()> {
 
 fn python_component(engine: &Containerd) -> Result<()> {
     assert_eq!(
-        text(engine, "python-component.wasm", ["one"])?,
+        text(engine, "python-component.wasm", &["one"])?,
         "{\"version\": 3, \"args\": [\"/python-component.wasm\", \"one\"], \"name\": \"value\"}\n\
          root:x:0:\n"
     );
