@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
-use ruzstd::decoding::StreamingDecoder;
+use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 
 /// First bytes of gzip (RFC 1952, section 2.3.1) and of zstd's frames (RFC 8878, section 3.1).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
@@ -30,12 +30,13 @@ pub fn decompressed(blob: impl Read + 'static) -> io::Result<Box<dyn Read>> {
     })
 }
 
+/// A frame, whose first four bytes were read to look at them.
+type Frame<R> = StreamingDecoder<io::Chain<io::Cursor<[u8; 4]>, R>, FrameDecoder>;
+
 /// All frames of a zstd file, one after the other.
 enum Zstd<R: BufRead> {
     Between(Option<R>),
-    Within(
-        Box<StreamingDecoder<io::Chain<io::Cursor<[u8; 4]>, R>, ruzstd::decoding::FrameDecoder>>,
-    ),
+    Within(Box<Frame<R>>),
 }
 
 impl<R: BufRead> Zstd<R> {
