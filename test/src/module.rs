@@ -40,6 +40,26 @@ pub fn empty_module() -> Vec<u8> {
     MODULE.to_vec()
 }
 
+/// A module whose one section, of data, says that it is so long, and ends.
+pub fn claiming(size: usize) -> Vec<u8> {
+    let mut bytes = MODULE.to_vec();
+    bytes.push(11);
+    bytes.extend(length(size));
+    bytes
+}
+
+/// A module with one function `_start`: so many blocks, each in the one before.
+pub fn nested(depth: usize) -> Vec<u8> {
+    let code = [vec![0], [0x02, 0x40].repeat(depth), vec![0x0b; depth + 1]].concat();
+    let bodies = [vec![1], length(code.len()), code].concat();
+    module(&[
+        (1, FUNCTION_TYPE),
+        (3, &[1, 0]),
+        (7, &export("_start", 0)),
+        (10, &bodies),
+    ])
+}
+
 /// A component with nothing in it.
 pub fn empty_component() -> Vec<u8> {
     b"\0asm\x0d\0\x01\0".to_vec()
@@ -54,7 +74,8 @@ const EMPTY_BODY: &[u8] = &[1, 2, 0, 0x0b];
 fn module(sections: &[(u8, &[u8])]) -> Vec<u8> {
     let mut bytes = MODULE.to_vec();
     for (id, content) in sections {
-        bytes.extend([*id, length(content.len())]);
+        bytes.push(*id);
+        bytes.extend(length(content.len()));
         bytes.extend(*content);
     }
     bytes
@@ -68,13 +89,18 @@ fn export(name: &str, function: u8) -> Vec<u8> {
 }
 
 fn text(text: &str) -> Vec<u8> {
-    let mut bytes = vec![length(text.len())];
+    let mut bytes = length(text.len());
     bytes.extend(text.as_bytes());
     bytes
 }
 
-/// A length in one byte of LEB128.
-fn length(length: usize) -> u8 {
-    assert!(length < 128, "longer lengths need more bytes");
-    length as u8
+/// A length in LEB128.
+fn length(mut length: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while length > 0x7f {
+        bytes.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    bytes.push(length as u8);
+    bytes
 }

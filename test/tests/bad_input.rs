@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 each_containerd!(
     no_entrypoint,
     damaged_modules,
+    modules_that_exhaust,
     modules_that_cannot_run,
     entrypoints_that_are_no_programs,
     no_rootfs,
@@ -84,6 +85,31 @@ fn damaged_modules(engine: &Containerd) -> Result<()> {
     ] {
         refused(case, guest_in(engine, content), &[])?;
     }
+    Ok(())
+}
+
+/// Shapes made to exhaust the compiler: more of them in crates/wasm/tests.
+fn modules_that_exhaust(engine: &Containerd) -> Result<()> {
+    for (case, content) in [
+        ("a section of 2 GiB", module::claiming(2 << 30)),
+        ("blocks in blocks", module::nested(5_000_000)),
+    ] {
+        refused(case, guest_in(engine, &content), &["/bad.wasm"])?;
+    }
+    // A file of 2 GiB that takes no room.
+    let file = tempfile::NamedTempFile::new_in(engine.folder())?;
+    file.as_file().set_len(2 << 30)?;
+    std::os::unix::fs::FileExt::write_all_at(file.as_file(), &module::empty_module(), 0)?;
+    let builder = engine.container(&Rootfs::base()).args(["/big.wasm"]).bind(
+        file.path(),
+        "/big.wasm",
+        &["rbind", "ro"],
+    );
+    refused("a module of 2 GiB", builder, &["/big.wasm", "1073741824"])?;
+    // The next one is served as ever.
+    guest_in(engine, &module::exporting("_start"))
+        .run()?
+        .success()?;
     Ok(())
 }
 

@@ -9,14 +9,21 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lighter_test::{Containerd, Rootfs, each_containerd, guest, options::RuntimeOptions};
+use lighter_test::{
+    Containerd, Input, Rootfs, built_programs, each_containerd, eventually, guest, module,
+    options::RuntimeOptions, run,
+};
 
 each_containerd!(
     second_start_compiles_nothing,
     shared_by_content,
     many_at_once,
     damaged,
-    compiled_code_in_an_image
+    compiled_code_in_an_image,
+    the_least_recently_used_goes,
+    pruned_under_a_running_container,
+    compiled_before_the_first_start,
+    long_compilations_are_told,
 );
 
 /// A cache folder for one test.
@@ -32,14 +39,26 @@ impl Cache {
     }
 
     fn run(&self, engine: &Containerd, program: &str, rootfs: &Rootfs) -> Result<String> {
-        // One that the shim makes: it takes no folder that others may write to.
-        let path = self.0.path().join("cache").display().to_string();
-        engine
-            .container(rootfs)
-            .args([program])
-            .options(RuntimeOptions::body(&format!("cache_dir = {path:?}\n")))
-            .run()?
-            .success()
+        let options = RuntimeOptions::body(&self.options());
+        let container = engine.container(rootfs).args([program]);
+        container.options(options).run()?.success()
+    }
+
+    /// One that the shim makes: it takes no folder that others may write to.
+    fn folder(&self) -> String {
+        self.0.path().join("cache").display().to_string()
+    }
+
+    fn options(&self) -> String {
+        format!("cache_dir = {:?}\n", self.folder())
+    }
+
+    /// `lighter cache COMMAND --cache-dir ... ARGS`.
+    fn lighter(&self, command: &str, args: &[&str]) -> Result<String> {
+        let folder = self.folder();
+        let all = [&["cache", command, "--cache-dir", &folder], args].concat();
+        let lighter = built_programs()?.join("lighter").display().to_string();
+        run(&lighter, &all)
     }
 
     /// The artifacts: every file with content, with what changes when it is made
@@ -166,5 +185,141 @@ fn compiled_code_in_an_image(engine: &Containerd) -> Result<()> {
         .args(["/compiled.wasm"])
         .refused()?;
     assert!(text.contains("/compiled.wasm"), "{text}");
+    Ok(())
+}
+
+/// The option `cache_size`: what was used last stays, in the order of use and not
+/// of making.
+fn the_least_recently_used_goes(engine: &Containerd) -> Result<()> {
+    let cache = Cache::new()?;
+    let rootfs = Rootfs::guests()?.file("/tiny.wasm", module::exporting("_start"));
+    let run = |program: &str, size: &str| {
+        let options = format!("{}cache_size = {size}\n", cache.options());
+        engine
+            .container(&rootfs)
+            .args([program])
+            .options(RuntimeOptions::body(&options))
+            .run()?
+            .success()
+    };
+    run("/hello.wasm", "\"1GiB\"")?;
+    let hello = cache.only_artifact()?;
+    run("/hello-rust.wasm", "\"1GiB\"")?;
+    let artifacts = cache.artifacts();
+    let rust = artifacts
+        .keys()
+        .find(|path| **path != hello)
+        .context("two")?
+        .clone();
+    let day = std::time::Duration::from_secs(24 * 3600);
+    for (path, days) in [(&hello, 3), (&rust, 2)] {
+        fs::File::open(path)?.set_modified(std::time::SystemTime::now() - days * day)?;
+    }
+    run("/hello.wasm", "\"1GiB\"")?;
+    let total: u64 = artifacts.values().map(|(_, _, _, size)| size).sum();
+    // Takes less room than what has to go for it.
+    run("/tiny.wasm", &total.to_string())?;
+    assert!(hello.exists(), "it was used later");
+    assert!(!rust.exists(), "it was not used for longest");
+    run("/hello-rust.wasm", "\"0\"")?;
+    assert_eq!(
+        cache.only_artifact()?,
+        rust,
+        "the last one stays in any case"
+    );
+    Ok(())
+}
+
+/// What runs goes on; what comes next is compiled again.
+fn pruned_under_a_running_container(engine: &Containerd) -> Result<()> {
+    let (cache, rootfs) = (Cache::new()?, Rootfs::guests()?);
+    let container = engine
+        .container(&rootfs)
+        .args(["/tool.wasm", "cat"])
+        .options(RuntimeOptions::body(&cache.options()))
+        .stdin(Input::Fed)
+        .create()?;
+    container.start()?;
+    let printed = cache.lighter("prune", &["--all"])?;
+    assert!(printed.contains("freed"), "{printed}");
+    assert_eq!(cache.artifacts().len(), 0);
+    container.feed(b"still there");
+    container.wait_for_output("still there")?;
+    container.end_stdin()?;
+    container.finish()?.success()?;
+    cache.run(engine, "/hello.wasm", &rootfs)?;
+    assert_eq!(cache.artifacts().len(), 1);
+    Ok(())
+}
+
+/// `lighter cache warm` of an image: its first container compiles nothing.
+fn compiled_before_the_first_start(engine: &Containerd) -> Result<()> {
+    let cache = Cache::new()?;
+    let folder = tempfile::tempdir()?;
+    let archive = folder.path().join("image.tar");
+    let mut layer = image::Layer::default();
+    layer.add("/opt/app", image::Entry::file(guest("hello.wasm")?))?;
+    layer.add("/usr/bin/other", image::Entry::bytes("no wasm"))?;
+    let mut upper = image::Layer::default();
+    upper.add("/usr/bin/app.wasm", image::Entry::symlink("../../opt/app"))?;
+    let mut image = image::Image {
+        entrypoint: vec!["app.wasm#_start".into()],
+        env: [("PATH".to_owned(), "/bin:/usr/bin".to_owned())].into(),
+        layers: vec![layer, upper],
+        ..image::Image::default()
+    };
+    image.save(&"warm:1".parse()?, &archive)?;
+    engine.import(&archive)?;
+    image.entrypoint = vec!["other".into()];
+    image.save(&"cold:1".parse()?, &archive)?;
+    engine.import(&archive)?;
+
+    let socket = engine.socket().display().to_string();
+    let warm = |what: &[&str]| {
+        let place = ["--address", &socket, "--namespace", engine.namespace()];
+        cache.lighter("warm", &[&place, what].concat())
+    };
+    let printed = warm(&["warm:1"])?;
+    assert!(
+        printed.contains("docker.io/library/warm:1 app.wasm#_start: compiled"),
+        "{printed}"
+    );
+    let made = cache.artifacts();
+    assert_eq!(made.len(), 1, "{made:?}");
+    assert!(warm(&["docker.io/library/warm:1"])?.contains("is there already"));
+    let listed = cache.lighter("ls", &[])?;
+    assert!(
+        listed.contains("docker.io/library/warm:1 app.wasm#_start"),
+        "{listed}"
+    );
+
+    let rootfs = Rootfs::base().copy(guest("hello.wasm")?, "/hello.wasm");
+    cache.run(engine, "/hello.wasm", &rootfs)?;
+    assert_eq!(cache.artifacts(), made, "nothing was compiled at the start");
+
+    for (what, says) in [
+        ("cold:1", "other is no wasm"),
+        ("gone:1", "no image gone:1"),
+    ] {
+        let error = format!("{:#}", warm(&[what]).expect_err(what));
+        assert!(error.contains(says), "{error}");
+    }
+    Ok(())
+}
+
+/// The log says what is waited for, once for a module.
+fn long_compilations_are_told(engine: &Containerd) -> Result<()> {
+    let cache = Cache::new()?;
+    // A name of its own, and a module of its own.
+    let name = format!("/{}.wasm", engine.new_id("told"));
+    let rootfs = Rootfs::base().file(&name, module::exporting("_start"));
+    for _ in 0..2 {
+        cache.run(engine, &name, &rootfs)?;
+    }
+    let lines = |text: &str| engine.log().matches(&format!("{name}: {text}")).count();
+    eventually("the log tells its end", || {
+        (lines("that took ") > 0).then_some(())
+    })?;
+    assert_eq!((lines("compiling it"), lines("that took ")), (1, 1));
     Ok(())
 }

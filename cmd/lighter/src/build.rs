@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args};
 use image::{ArchiveFile, Artifact, Entry, Image, Layer, Name, Platform, Saved};
 
 use crate::containerd::Containerd;
-use crate::{docker, wasm};
+use crate::{docker, inspect};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -178,7 +178,7 @@ impl Build {
         if let (true, Some(program)) = (self.artifact, &self.app) {
             let artifact = Artifact {
                 program: program.clone(),
-                wasm: wasm::inspect(program)?,
+                wasm: inspect::inspect(program)?,
                 title: file_name(program)?.to_owned(),
                 image,
             };

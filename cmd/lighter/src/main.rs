@@ -2,10 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod cache;
 mod containerd;
 mod docker;
+mod inspect;
 mod layout;
-mod wasm;
+
+use std::{env, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -20,10 +23,26 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Build(build::Build),
+    Cache(cache::Cache),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    // Not for people: `lighter cache warm` runs itself as the compile worker.
+    if env::args_os()
+        .nth(1)
+        .is_some_and(|arg| arg == wasm::WORKER_ACTION)
+    {
+        return wasm::worker_main();
+    }
+    let done = match Cli::parse().command {
         Command::Build(build) => build.run(),
+        Command::Cache(cache) => cache.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:?}");
+            ExitCode::FAILURE
+        }
     }
 }

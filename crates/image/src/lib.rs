@@ -1,4 +1,6 @@
-//! Writing container images: an [`Image`] says what is in one and how it runs, an
+//! Container images, written and read.
+//!
+//! Writing: an [`Image`] says what is in one and how it runs, an
 //! [`Artifact`] is a wasm file without a file system around it, an [`Archive`] puts
 //! them into one file that `ctr images import`, `docker load` and other OCI tools take.
 //!
@@ -22,12 +24,16 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Reading: [`Files`] finds a file in the layers of an image, and [`extract`] takes it out.
 #![forbid(unsafe_code)]
 
 mod archive;
 mod artifact;
 mod blob;
+mod compression;
 mod error;
+mod files;
 mod layer;
 mod name;
 mod platform;
@@ -36,7 +42,9 @@ use std::collections::BTreeMap;
 
 pub use archive::{Archive, ArchiveFile, Saved, save};
 pub use artifact::{Artifact, Wasm};
+pub use compression::decompressed;
 pub use error::Error;
+pub use files::{Content, Files, extract};
 pub use layer::{Entry, Layer};
 pub use name::Name;
 pub use platform::Platform;

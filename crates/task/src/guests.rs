@@ -2,11 +2,16 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::{Command, ExitStatus};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use container::{Guest, Guests, Invocation, Reaper};
+use tokio::time::Instant;
 use wasm::settings::Flags;
 
 /// Everything that runs guests, made in the zygote.
@@ -72,13 +77,16 @@ impl Guest for Loaded {
     }
 }
 
-/// By folder, and by how the code there is compiled.
-type OpenCaches = HashMap<(PathBuf, Flags), Arc<wasm::Cache>>;
+/// How often the log tells that a guest is still being compiled.
+const NEWS_EVERY: Duration = Duration::from_secs(5);
+
+/// A cache's folder, how the code there is compiled, and how large it may become.
+type Key = (PathBuf, Flags, wasm::Size);
 
 /// The caches that the containers of this daemon use; nearly always one.
 #[derive(Clone)]
 pub struct Caches {
-    open: Arc<Mutex<OpenCaches>>,
+    open: Arc<Mutex<HashMap<Key, Arc<wasm::Cache>>>>,
     reaper: Reaper,
 }
 
@@ -88,6 +96,8 @@ pub struct Which<'a> {
     pub folder: Option<&'a Path>,
     /// How the code in it is compiled.
     pub flags: Flags,
+    /// How large it may become.
+    pub size: wasm::Size,
 }
 
 impl Caches {
@@ -109,10 +119,11 @@ impl Caches {
         module: File,
         path: String,
     ) -> Result<File, String> {
-        self.in_cache(which, move |cache, reaper| {
-            cache.artifact(&module, &path, &|command| reaper.run(command))
-        })
-        .await
+        let name = path.clone();
+        let making = self.in_cache(which, move |cache, reaper| {
+            cache.artifact(&module, &name, &|command| compile(&name, command, reaper))
+        });
+        with_news(&path, making).await
     }
 
     /// The native code that is kept under `key`.
@@ -134,12 +145,15 @@ impl Caches {
         which: &Which<'_>,
         key: [u8; 32],
         module: File,
-        name: String,
+        path: String,
     ) -> Result<File, String> {
-        self.in_cache(which, move |cache, reaper| {
-            cache.artifact_of(&key, module, &name, &|command| reaper.run(command))
-        })
-        .await
+        let name = path.clone();
+        let making = self.in_cache(which, move |cache, reaper| {
+            cache.artifact_of(&key, module, &name, &|command| {
+                compile(&name, command, reaper)
+            })
+        });
+        with_news(&path, making).await
     }
 
     /// Has `work` done with a cache, where it may block.
@@ -149,13 +163,13 @@ impl Caches {
         work: impl FnOnce(&wasm::Cache, &Reaper) -> Result<T, wasm::CacheError> + Send + 'static,
     ) -> Result<T, String> {
         let caches = self.clone();
-        let flags = which.flags.clone();
         let folder = which
             .folder
             .unwrap_or(Path::new(wasm::DEFAULT_CACHE_DIR))
             .to_owned();
+        let key = (folder, which.flags.clone(), which.size);
         let done = tokio::task::spawn_blocking(move || {
-            let cache = caches.cache(folder, flags)?;
+            let cache = caches.cache(key)?;
             work(&cache, &caches.reaper)
         });
         match done.await {
@@ -165,14 +179,40 @@ impl Caches {
         }
     }
 
-    fn cache(&self, folder: PathBuf, flags: Flags) -> Result<Arc<wasm::Cache>, wasm::CacheError> {
-        let key = (folder, flags);
+    fn cache(&self, key: Key) -> Result<Arc<wasm::Cache>, wasm::CacheError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cache) = open.get(&key) {
             return Ok(cache.clone());
         }
-        let cache = Arc::new(wasm::Cache::open(&key.0, "/proc/self/exe", key.1.clone())?);
+        let cache = wasm::Cache::open(&key.0, "/proc/self/exe", key.1.clone())?;
+        let cache = Arc::new(cache.with_limit(key.2));
         open.insert(key, cache.clone());
         Ok(cache)
+    }
+}
+
+/// Runs the compile worker, and has the log tell of it.
+fn compile(name: &str, command: Command, reaper: &Reaper) -> io::Result<ExitStatus> {
+    log::info!("{name}: compiling it, as there is no native code of it yet");
+    let began = Instant::now();
+    let status = reaper.run(command);
+    log::info!("{name}: that took {:.1} s", began.elapsed().as_secs_f64());
+    status
+}
+
+/// Has the log tell while `making` goes on: a large module takes a minute, and another container may
+/// be the one that compiles it.
+async fn with_news<T>(path: &str, making: impl Future<Output = T>) -> T {
+    let since = Instant::now();
+    let mut waiting = tokio::time::interval_at(since + NEWS_EVERY, NEWS_EVERY);
+    let mut making = pin!(making);
+    loop {
+        tokio::select! {
+            made = &mut making => return made,
+            _ = waiting.tick() => log::info!(
+                "{path}: waiting for its native code since {} s",
+                since.elapsed().as_secs()
+            ),
+        }
     }
 }

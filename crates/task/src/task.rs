@@ -83,6 +83,7 @@ impl Daemon {
         let cache = &Which {
             folder: options.cache_dir.as_deref(),
             flags: options.guest.flags(),
+            size: options.cache_size.unwrap_or(wasm::DEFAULT_CACHE_SIZE),
         };
         let name = match module {
             Module::File { file, path } => {

@@ -5,11 +5,14 @@
 //!
 //! | bytes | |
 //! |---|---|
+//! | n | what the module was called when it was compiled, for people |
+//! | 1 | n, at most 255 |
 //! | 1 | kind: 0 a core module, 1 a component, 2 a component that serves HTTP |
 //! | 32 | SHA-256 of the wasm that the code was made from |
 //! | 32 | SHA-256 of all that stands before this field |
 //! | 8 | [`FORMAT`] |
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -20,33 +23,48 @@ use crate::digest::{self, Digest};
 use crate::recall::Memory;
 
 /// Ends every artifact, and names the version of this layout and of how each kind is compiled.
-pub(crate) const FORMAT: &[u8; 8] = b"lighter2";
+pub(crate) const FORMAT: &[u8; 8] = b"lighter3";
 
 /// What was compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A core module.
     Module,
+    /// A component.
     Component,
-    /// A component that is compiled by [`crate::engine::server_engine`].
+    /// A component that serves HTTP, whose code differs (`engine::server_engine`).
     Server,
 }
 
-const KIND_LEN: u64 = 1;
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Module => "module",
+            Self::Component => "component",
+            Self::Server => "http",
+        })
+    }
+}
+
 const DIGEST_LEN: u64 = 32;
-const FOOTER_LEN: u64 = KIND_LEN + 2 * DIGEST_LEN + FORMAT.len() as u64;
+/// The footer without the name.
+const FOOTER_LEN: u64 = 2 + 2 * DIGEST_LEN + FORMAT.len() as u64;
 
 /// Appends the footer to `file`, which so far holds what wasmtime serialised from `module`.
-pub(crate) fn seal(file: &File, kind: Kind, module: &Digest) -> io::Result<()> {
+pub(crate) fn seal(file: &File, kind: Kind, module: &Digest, name: &str) -> io::Result<()> {
     let code = file.metadata()?.len();
+    let name = &name[..name.floor_char_boundary(u8::MAX.into())];
     let kind = match kind {
         Kind::Module => 0,
         Kind::Component => 1,
         Kind::Server => 2,
     };
-    file.write_all_at(&[kind], code)?;
-    file.write_all_at(module, code + KIND_LEN)?;
-    let covered = code + KIND_LEN + DIGEST_LEN;
+    let mut footer = name.as_bytes().to_vec();
+    footer.extend([name.len() as u8, kind]);
+    footer.extend(module);
+    file.write_all_at(&footer, code)?;
+    let covered = code + footer.len() as u64;
     let digest = digest::of_file(file, covered)?;
     file.write_all_at(&digest, covered)?;
     file.write_all_at(FORMAT, covered + DIGEST_LEN)
@@ -60,13 +78,27 @@ pub(crate) fn is_intact(file: &File, module: &Digest, memory: &Memory) -> io::Re
     if footer.kind().is_none() || footer.module() != module {
         return Ok(false);
     }
-    let covered = footer.offset + KIND_LEN + DIGEST_LEN;
+    let covered = footer.offset + 2 + DIGEST_LEN;
     Ok(memory.digest(file, covered)? == *footer.digest())
 }
 
 /// What `file` holds; `None` where it is no artifact.
 pub(crate) fn kind(file: &File) -> io::Result<Option<Kind>> {
     Ok(Footer::read(file)?.and_then(|footer| footer.kind()))
+}
+
+/// What the module was called; `None` where `file` is no artifact.
+pub(crate) fn name(file: &File) -> io::Result<Option<String>> {
+    let Some(footer) = Footer::read(file)? else {
+        return Ok(None);
+    };
+    let length = footer.bytes[0];
+    let mut name = vec![0; length.into()];
+    let Some(offset) = footer.offset.checked_sub(length.into()) else {
+        return Ok(None);
+    };
+    file.read_exact_at(&mut name, offset)?;
+    Ok(String::from_utf8(name).ok())
 }
 
 struct Footer {
@@ -86,7 +118,7 @@ impl Footer {
     }
 
     fn kind(&self) -> Option<Kind> {
-        match self.bytes[0] {
+        match self.bytes[1] {
             0 => Some(Kind::Module),
             1 => Some(Kind::Component),
             2 => Some(Kind::Server),
@@ -95,10 +127,10 @@ impl Footer {
     }
 
     fn module(&self) -> &[u8] {
-        &self.bytes[1..33]
+        &self.bytes[2..34]
     }
 
     fn digest(&self) -> &[u8] {
-        &self.bytes[33..65]
+        &self.bytes[34..66]
     }
 }

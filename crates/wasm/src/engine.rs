@@ -79,6 +79,9 @@ fn config(flags: &Flags) -> Config {
     config
 }
 
+/// The names under which core modules import WASI 0.1: its own, and the draft's.
+pub(crate) const MODULE_IMPORTS: [&str; 2] = ["wasi_snapshot_preview1", "wasi_unstable"];
+
 /// What core modules may import: WASI 0.1, and the draft before it that old toolchains emit.
 pub(crate) fn module_linker(engine: &Engine) -> Result<wasmtime::Linker<State>> {
     let mut linker = wasmtime::Linker::new(engine);
@@ -86,7 +89,7 @@ pub(crate) fn module_linker(engine: &Engine) -> Result<wasmtime::Linker<State>> 
     wasmtime_wasi::p0::add_to_linker_async(&mut linker, |state: &mut State| &mut state.wasi)?;
     // wasmtime-wasi makes a trap of codes from 126 on; a task may exit with any.
     linker.allow_shadowing(true);
-    for version in ["wasi_snapshot_preview1", "wasi_unstable"] {
+    for version in MODULE_IMPORTS {
         linker.func_wrap(version, "proc_exit", |code: i32| -> Result<()> {
             Err(I32Exit(code).into())
         })?;

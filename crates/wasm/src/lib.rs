@@ -9,7 +9,8 @@
 //!                 ────────────────artifact───────────────► Host::load, Guest::run
 //! ```
 //!
-//! * The daemon ([`Cache`]) only ever hashes and copies a module; it never parses it.
+//! * The daemon ([`Cache`]) only ever hashes and copies a module; it never parses it. So does
+//!   `lighter cache`, which also lists and removes what is there ([`Inventory`]).
 //! * The compile worker ([`worker_main`]) gives up every privilege before it reads the module.
 //! * The init maps the artifact ([`Host::load`]) and runs it in its own process ([`Guest::run`]).
 //!
@@ -30,16 +31,21 @@ mod sandbox;
 mod serve;
 pub mod settings;
 mod signals;
+mod size;
 mod state;
 mod stdio;
 mod worker;
 
-pub use cache::{Cache, CacheError, DEFAULT_CACHE_DIR};
+pub use artifact::Kind;
+pub use cache::{
+    Cache, CacheError, DEFAULT_CACHE_DIR, DEFAULT_CACHE_SIZE, Entry, Inventory, Source,
+};
 pub use guest::{EXIT_HOST_FAILURE, EXIT_TIME_OVER, EXIT_TRAP, Guest, Invocation};
 pub use host::{Host, LoadError};
 pub use parts::Parts;
 pub use settings::Settings;
 pub use signals::install_termination_handlers;
+pub use size::{Size, SizeError};
 pub use worker::{MAX_MODULE_BYTES, WORKER_ACTION, worker_main};
 
 /// Whether a file that begins with `head` is wasm: a core module or a component.

@@ -26,6 +26,9 @@ pub(crate) const MAX_MEMORY: u64 = 4 << 30;
 /// The most processor time that a compilation may take, in seconds, over all its threads.
 pub(crate) const MAX_CPU_SECONDS: u64 = 600;
 
+/// The most time that a compilation may take, in seconds, however little of a processor it gets.
+pub(crate) const MAX_SECONDS: u64 = 1800;
+
 /// The largest file that the worker may write, in bytes.
 const MAX_OUTPUT: u64 = 4 << 30;
 
@@ -56,11 +59,13 @@ impl<T, E: Into<Box<dyn std::error::Error + Send + Sync>>> Step<T> for Result<T,
 pub(crate) fn enter() -> Result<(), SandboxError> {
     let parent = getppid();
     close_descriptors().step("close file descriptors")?;
+    offer_to_oom_killer().step("raise oom_score_adj")?;
     leave_namespaces()?;
     empty_root()?;
     drop_privileges()?;
     limit_resources().step("set resource limits")?;
     die_with(parent)?;
+    die_in_time(MAX_SECONDS).step("set a deadline")?;
     filter_system_calls().step("install the seccomp filter")
 }
 
@@ -71,6 +76,11 @@ fn close_descriptors() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Has the kernel take this process before any other when memory runs out.
+fn offer_to_oom_killer() -> io::Result<()> {
+    std::fs::write("/proc/self/oom_score_adj", "1000")
 }
 
 fn leave_namespaces() -> Result<(), SandboxError> {
@@ -177,6 +187,26 @@ fn die_with(parent: Pid) -> Result<(), SandboxError> {
     Ok(())
 }
 
+/// Has the kernel kill this process after so many seconds. The timer cannot be stopped again: the calls
+/// for it are not among the [`ALLOWED`], and nothing holds up its signal.
+fn die_in_time(seconds: u64) -> io::Result<()> {
+    // SAFETY: zero is a value of every field of these structures of numbers and pointers.
+    let (mut event, mut after): (libc::sigevent, libc::itimerspec) = unsafe { std::mem::zeroed() };
+    event.sigev_notify = libc::SIGEV_SIGNAL;
+    event.sigev_signo = libc::SIGKILL;
+    after.it_value.tv_sec = seconds as libc::time_t;
+    let mut timer = std::ptr::null_mut();
+    // SAFETY: all pointers are to values that live until the calls have returned.
+    let set = unsafe {
+        libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) == 0
+            && libc::timer_settime(timer, 0, &after, std::ptr::null_mut()) == 0
+    };
+    match set {
+        true => Ok(()),
+        false => Err(io::Error::last_os_error()),
+    }
+}
+
 /// System calls that compiling needs: memory, threads of its own, and its open files.
 const ALLOWED: &[&str] = &[
     "brk",
@@ -248,3 +278,6 @@ fn filter_system_calls() -> Result<(), libseccomp::error::SeccompError> {
     )?;
     filter.load()
 }
+
+#[cfg(test)]
+mod tests;

@@ -100,6 +100,9 @@ fn compile(wasm: &[u8], flags: &Flags) -> Result<(Kind, Vec<u8>), String> {
         check_component(&engine, flags, &component)?;
         Ok((kind, component.serialize().map_err(text)?))
     } else {
+        if let Some((module, name)) = foreign_import(wasm) {
+            return Err(unknown_import(module, name));
+        }
         let engine = engine::engine(flags).map_err(text)?;
         let module = Module::from_binary(&engine, wasm).map_err(text)?;
         check_module(&engine, &module)?;
@@ -133,20 +136,39 @@ fn serves_http(wasm: &[u8]) -> bool {
     false
 }
 
+/// An import of a core module from where nothing is provided. Looked for beforehand, since a large
+/// module is compiled for minutes; what else is wrong with imports, or the module, is found later.
+fn foreign_import(wasm: &[u8]) -> Option<(&str, &str)> {
+    let imports = Parser::new(0)
+        .parse_all(wasm)
+        .find_map(|payload| match payload {
+            Ok(Payload::ImportSection(imports)) => Some(Some(imports)),
+            Ok(Payload::CodeSectionStart { .. }) | Err(_) => Some(None),
+            Ok(_) => None,
+        })??;
+    imports
+        .into_imports()
+        .map_while(Result::ok)
+        .find(|import| !engine::MODULE_IMPORTS.contains(&import.module))
+        .map(|import| (import.module, import.name))
+}
+
 fn check_module(engine: &Engine, module: &Module) -> Result<(), String> {
     let linker = engine::module_linker(engine).map_err(text)?;
     match linker.instantiate_pre(module) {
         Ok(_) => Ok(()),
         Err(error) => Err(match error.downcast_ref::<UnknownImportError>() {
-            Some(import) => format!(
-                "it imports {:?}.{:?}, which nothing provides; a module may import WASI 0.1 \
-                 (\"wasi_snapshot_preview1\") and nothing else",
-                import.module(),
-                import.name(),
-            ),
+            Some(import) => unknown_import(import.module(), import.name()),
             None => text(error),
         }),
     }
+}
+
+fn unknown_import(module: &str, name: &str) -> String {
+    format!(
+        "it imports {module:?}.{name:?}, which nothing provides; a module may import WASI 0.1 \
+         (\"wasi_snapshot_preview1\") and nothing else"
+    )
 }
 
 fn check_component(engine: &Engine, flags: &Flags, component: &Component) -> Result<(), String> {

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
+use std::time::{Duration, SystemTime};
 
 use crate::common::{PROCESS, Workshop, file, names, only_file, process, wait_until, wasm};
 use wasm::settings::Flags;
-use wasm::{Cache, CacheError};
+use wasm::{Cache, CacheError, Inventory, Kind, Size};
 
 const GUEST: &str = r#"(module (func (export "_start")))"#;
 
@@ -242,6 +243,14 @@ fn an_unknown_import_is_named() {
         &refusal(&other),
         &["guest.wasm", "fd_write", "incompatible"],
     );
+    // It is told before what would take long to compile.
+    let first = wasm(
+        r#"(module (import "env" "foo" (func)) (func (export "_start") (drop (i32.const 1))))"#,
+    );
+    let mut broken = first.clone();
+    let length = broken.len();
+    broken[length - 2] = 0xff;
+    assert_says(&refusal(&broken), &["\"env\".\"foo\""]);
     let component =
         wasm(r#"(component (import "dock:yard/crane@1.0.0" (instance (export "lift" (func)))))"#);
     assert_says(
@@ -316,6 +325,219 @@ fn a_cache_that_cannot_be_made_names_the_folder_and_the_reason() {
         &error.to_string(),
         &["/proc/cache", "No such file", "writable"],
     );
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A guest of its own for each number.
+fn numbered(number: u32) -> Vec<u8> {
+    wasm(&format!(
+        r#"(module (func (export "_start")) (func (export "number") (result i32) i32.const {number}))"#
+    ))
+}
+
+impl Workshop {
+    fn folder(&self) -> std::path::PathBuf {
+        self.directory.path().join("cache")
+    }
+
+    fn inventory(&self) -> Inventory {
+        Inventory::new(self.folder()).expect("an inventory")
+    }
+
+    /// Compiles [`numbered`] guests, and gives their artifacts.
+    fn artifacts(&self, numbers: std::ops::Range<u32>) -> Vec<std::path::PathBuf> {
+        let mut artifacts = Vec::new();
+        for number in numbers {
+            let before = names(&self.entries());
+            self.compile(&numbered(number)).expect("native code");
+            let new = names(&self.entries());
+            let new = new.iter().find(|name| !before.contains(name));
+            artifacts.push(self.entries().join(new.expect("a new one")));
+        }
+        artifacts
+    }
+}
+
+/// Has a file look as if it had been written so long ago.
+fn make_old(path: &Path, age: Duration) {
+    let file = fs::File::open(path).expect("it");
+    file.set_modified(SystemTime::now() - age).expect("a time");
+}
+
+fn age(path: &Path) -> Duration {
+    let time = fs::metadata(path).expect("it").modified().expect("a time");
+    SystemTime::now().duration_since(time).unwrap_or_default()
+}
+
+#[test]
+fn a_use_is_noted_once_an_hour() {
+    let workshop = Workshop::new();
+    let artifact = workshop.artifact(GUEST);
+    let stamp = artifact.with_extension("used");
+    let hit = || {
+        workshop
+            .cache
+            .artifact(&file(&wasm(GUEST)), "guest", &nobody)
+            .expect("a hit")
+    };
+    hit();
+    assert!(!stamp.exists(), "the artifact itself is new");
+    make_old(&artifact, 5 * HOUR);
+    hit();
+    assert!(age(&stamp) < HOUR, "the use was noted");
+    assert!(age(&artifact) > HOUR, "its own file is left alone");
+    make_old(&stamp, HOUR / 2);
+    hit();
+    assert!(age(&stamp) > HOUR / 3, "that is recent enough");
+    make_old(&stamp, 2 * HOUR);
+    hit();
+    assert!(age(&stamp) < HOUR);
+    let used = workshop.inventory().entries().expect("entries")[0].used;
+    assert!(used.elapsed().unwrap_or_default() < HOUR);
+}
+
+#[test]
+fn what_was_not_used_for_longest_goes_when_the_cache_is_full() {
+    let workshop = Workshop::new();
+    let artifacts = workshop.artifacts(0..3);
+    for (artifact, hours) in artifacts.iter().zip([30, 20, 10]) {
+        make_old(artifact, hours * HOUR);
+    }
+    // The oldest is used again.
+    workshop.compile(&numbered(0)).expect("a hit");
+    let size = fs::metadata(&artifacts[0]).expect("it").len();
+    let cache = Cache::open(workshop.folder(), PROCESS, Flags::default()).expect("a cache");
+    let cache = cache.with_limit(Size(3 * size + size / 2));
+    cache
+        .artifact(&file(&numbered(3)), "guest", &|mut command| {
+            command.status()
+        })
+        .expect("native code");
+    let left: Vec<bool> = artifacts.iter().map(|artifact| artifact.exists()).collect();
+    assert_eq!(left, [true, false, true]);
+    assert_eq!(workshop.inventory().entries().expect("entries").len(), 3);
+}
+
+#[test]
+fn what_was_just_made_stays_however_small_the_cache() {
+    let workshop = Workshop::new();
+    let artifacts = workshop.artifacts(0..2);
+    let cache = Cache::open(workshop.folder(), PROCESS, Flags::default()).expect("a cache");
+    let cache = cache.with_limit(Size(0));
+    let compile = || {
+        cache
+            .artifact(&file(&numbered(2)), "guest", &|mut command| {
+                command.status()
+            })
+            .expect("native code")
+    };
+    compile();
+    assert!(!artifacts[0].exists() && !artifacts[1].exists());
+    assert!(runs(&only_file(&workshop.entries())));
+}
+
+#[test]
+fn a_removed_folder_is_made_again() {
+    let workshop = Workshop::new();
+    workshop.artifact(GUEST);
+    for folder in [workshop.entries(), workshop.folder()] {
+        fs::remove_dir_all(folder).expect("a folder");
+        workshop.artifact(GUEST);
+    }
+}
+
+#[test]
+fn what_is_there_is_listed_with_where_it_comes_from() {
+    let workshop = Workshop::new();
+    let artifacts = workshop.artifacts(0..1);
+    make_old(&artifacts[0], 3 * HOUR);
+    workshop
+        .cache
+        .artifact(
+            &file(&wasm("(component)")),
+            &format!("/{}", "component\n".repeat(100)),
+            &|mut command| command.status(),
+        )
+        .expect("native code");
+    let entries = workshop.inventory().entries().expect("entries");
+    assert_eq!(entries.len(), 2);
+    let [component, module] = [0, 1].map(|index| &entries[index]);
+    let source = module.source().expect("a source");
+    assert_eq!(
+        (source.kind, source.name.as_str()),
+        (Kind::Module, "guest.wasm")
+    );
+    assert_eq!(
+        Some(module.digest.as_str()),
+        artifacts[0].file_name().and_then(|n| n.to_str())
+    );
+    assert_eq!(module.size, fs::metadata(&artifacts[0]).expect("it").len());
+    let source = component.source().expect("a source");
+    assert_eq!(source.kind, Kind::Component);
+    assert_eq!(source.name.len(), 255, "a long name is cut");
+    assert!(entries.iter().all(|entry| entry.current));
+
+    let inventory = workshop.inventory();
+    inventory.remove(module).expect("it goes");
+    inventory.remove(module).expect("it is gone");
+    assert!(!artifacts[0].exists());
+    assert_eq!(inventory.entries().expect("entries").len(), 1);
+}
+
+#[test]
+fn the_code_of_other_versions_is_told_apart_and_removed() {
+    let workshop = Workshop::new();
+    let own = workshop.artifact(GUEST);
+    let other = workshop.folder().join("0123456789abcdef".repeat(2));
+    let digest = own.file_name().expect("a name");
+    fs::create_dir(&other).expect("a folder");
+    fs::copy(&own, other.join(digest)).expect("a copy");
+    fs::write(other.join(digest).with_extension("used"), "").expect("a file");
+    let inventory = workshop.inventory();
+    let entries = inventory.entries().expect("entries");
+    assert_eq!(entries.iter().filter(|entry| entry.current).count(), 1);
+    assert_eq!(entries.len(), 2);
+    assert_eq!(inventory.remove_other_versions().expect("removed").len(), 1);
+    inventory.sweep().expect("swept");
+    assert!(!other.exists(), "the folder goes too");
+    assert!(runs(&own));
+}
+
+#[test]
+fn what_killed_processes_have_left_is_swept_when_nobody_compiles() {
+    let workshop = Workshop::new();
+    let own = workshop.artifact(GUEST);
+    make_old(&own, 2 * HOUR);
+    workshop.compile(&wasm(GUEST)).expect("a hit");
+    let strays = [
+        own.with_extension("new"),
+        own.with_file_name("0".repeat(64) + ".used"),
+    ];
+    for stray in &strays {
+        fs::write(stray, "").expect("a file");
+    }
+    let inventory = workshop.inventory();
+    workshop
+        .cache
+        .artifact(&file(&numbered(0)), "guest", &|mut command| {
+            inventory.sweep().expect("nothing to do now");
+            assert!(strays.iter().all(|stray| stray.exists()));
+            command.status()
+        })
+        .expect("native code");
+    inventory.sweep().expect("swept");
+    assert!(!strays.iter().any(|stray| stray.exists()));
+    assert!(own.with_extension("used").exists());
+    assert_eq!(inventory.entries().expect("entries").len(), 2);
+}
+
+#[test]
+fn a_cache_that_is_not_there_holds_nothing() {
+    let inventory = Inventory::new("/nowhere/cache").expect("an inventory");
+    assert!(inventory.entries().expect("none").is_empty());
+    assert!(inventory.shrink(0, None).expect("nothing").is_empty());
+    inventory.sweep().expect("nothing to do");
 }
 
 /// A tmpfs that goes away with the value.

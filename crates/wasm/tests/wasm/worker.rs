@@ -182,6 +182,13 @@ fn a_worker_that_cannot_isolate_itself_refuses() {
 }
 
 #[test]
+fn a_worker_goes_first_when_memory_runs_out() {
+    let worker = Busy::new();
+    let score = fs::read_to_string(worker.path("oom_score_adj")).expect("it runs");
+    assert_eq!(score.trim(), "1000");
+}
+
+#[test]
 fn huge_functions_compile_within_the_limits() {
     // One function of a megabyte, which is the shape that compilers like least.
     let mut text = String::from("(module (func (export \"_start\") (local i32)");
@@ -193,4 +200,125 @@ fn huge_functions_compile_within_the_limits() {
     text.push_str("))");
     let workshop = common::Workshop::new();
     workshop.compile(&common::wasm(&text)).expect("native code");
+}
+
+/// Compiles with one limit lower than usual, as prlimit(1) writes it, which must not be enough.
+fn exhausted(wasm: &[u8], limit: &str) -> String {
+    let workshop = common::Workshop::new();
+    let error = workshop
+        .cache
+        .artifact(&common::file(wasm), "guest.wasm", &|command| {
+            let mut limited = Command::new("prlimit");
+            limited
+                .arg(limit)
+                .arg(command.get_program())
+                .args(command.get_args())
+                .stdin(common::file(wasm))
+                .stdout(common::file(b""))
+                .stderr(Stdio::null());
+            limited.status()
+        })
+        .expect_err("too much");
+    assert_eq!(
+        common::names(&workshop.entries()),
+        [""; 0],
+        "nothing is left"
+    );
+    error.to_string()
+}
+
+#[test]
+fn a_module_that_takes_too_long_is_given_up() {
+    let error = exhausted(&large_module(2000), "--cpu=1");
+    assert!(error.contains("guest.wasm"), "{error}");
+    assert!(error.contains("600 seconds of processor time"), "{error}");
+}
+
+#[test]
+fn a_module_that_takes_too_much_memory_is_given_up() {
+    // Enough for the module, not for its code.
+    let error = exhausted(&large_module(2000), "--data=32000000");
+    assert!(error.contains("guest.wasm"), "{error}");
+    assert!(error.contains("4096 MiB of memory"), "{error}");
+}
+
+/// A number in LEB128, of as many bytes as it needs.
+fn leb(mut number: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number > 0x7f {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
+}
+
+fn section(id: u8, content: &[u8]) -> Vec<u8> {
+    [&[id], &leb(content.len() as u32)[..], content].concat()
+}
+
+/// A module with one function `_start` of this code.
+fn function(code: &[u8]) -> Vec<u8> {
+    let body = [&[0], code, &[0x0b]].concat();
+    let body = [leb(body.len() as u32), body].concat();
+    [
+        &b"\0asm\x01\0\0\0"[..],
+        &section(1, &[1, 0x60, 0, 0]),
+        &section(3, &[1, 0]),
+        &section(7, b"\x01\x06_start\0\0"),
+        &section(10, &[&[1], &body[..]].concat()),
+    ]
+    .concat()
+}
+
+/// What would exhaust a compiler that trusts its input ends, in native code or in an error.
+#[test]
+fn shapes_made_to_exhaust_end_with_an_answer() {
+    let nested = |depth: usize| function(&[[2, 0x40].repeat(depth), vec![0x0b; depth]].concat());
+    let operands = [[0x41, 0].repeat(200_000), vec![0x6a; 199_999], vec![0x1a]].concat();
+    let mut components = b"\0asm\x0d\0\x01\0".to_vec();
+    for _ in 0..2000 {
+        components = [&b"\0asm\x0d\0\x01\0"[..], &section(4, &components)].concat();
+    }
+    let header = &b"\0asm\x01\0\0\0"[..];
+    let claims = |id: u8| [header, &[id], &leb(0x7fff_ffff)[..], &[0]].concat();
+    let counts = |id: u8| [header, &section(id, &leb(u32::MAX))].concat();
+    let locals = [&leb(1)[..], &leb(u32::MAX), &[0x7f, 0x0b]].concat();
+    let locals = [leb(locals.len() as u32), locals].concat();
+    let locals = [
+        header,
+        &section(1, &[1, 0x60, 0, 0]),
+        &section(3, &[1, 0]),
+        &section(10, &[&[1], &locals[..]].concat()),
+    ]
+    .concat();
+    for (case, wasm, refused) in [
+        ("blocks in blocks", nested(20_000), false),
+        (
+            "more blocks than a function may have",
+            nested(4_000_000),
+            true,
+        ),
+        ("a long row of operands", function(&operands), false),
+        ("components in components", components, false),
+        ("a section of types of 2 GiB", claims(1), true),
+        ("a section of code of 2 GiB", claims(10), true),
+        ("a section of data of 2 GiB", claims(11), true),
+        ("a custom section of 2 GiB", claims(0), true),
+        ("four thousand million types", counts(1), true),
+        ("four thousand million functions", counts(3), true),
+        ("four thousand million data segments", counts(12), true),
+        ("four thousand million locals", locals, true),
+    ] {
+        let workshop = common::Workshop::new();
+        let result = workshop.compile(&wasm);
+        assert_eq!(result.is_err(), refused, "{case}: {result:?}");
+        if let Err(error) = result {
+            assert!(
+                matches!(error, wasm::CacheError::Refused { .. }),
+                "{case}: {error}"
+            );
+            assert_eq!(common::names(&workshop.entries()), [""; 0], "{case}");
+        }
+    }
 }

@@ -6,129 +6,59 @@
 //!   digests                   those of large files (recall.rs)
 //!   ENGINE/                   engine::compatibility: code of another version is never looked at
 //!     SHA-256 of the module   an artifact (artifact.rs)
+//!     SHA-256.used            when it was last used (inventory.rs)
 //! ```
 //!
 //! An artifact gets its name only when it is whole. Before that it is a file without a name, which
-//! the kernel frees when the process that makes it ends, whatever ends it.
+//! the kernel frees when the process that makes it ends, whatever ends it (draft.rs).
+//!
+//! When an artifact has been added, those that were not used for longest are removed until the
+//! folder is as small as it has to be.
 //!
 //! The directory is what protects the files in it: they can be read by everyone who holds one
 //! open, since a container's init has to map its own under the container's user id.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+mod draft;
+mod error;
+mod inventory;
+mod lock;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::unistd::{Uid, linkat};
+use nix::unistd::Uid;
 
 use crate::artifact::{self, Kind};
 use crate::digest::{self, Digest, hex};
 use crate::recall::Memory;
+use crate::sandbox;
 use crate::settings::Flags;
+use crate::size::Size;
 use crate::worker::{MAX_MODULE_BYTES, Report, WORKER_ACTION};
-use crate::{engine, sandbox};
+use draft::Draft;
+
+pub use error::CacheError;
+pub use inventory::{Entry, Inventory, Source};
 
 /// Where the cache is unless someone says otherwise.
 pub const DEFAULT_CACHE_DIR: &str = "/var/lib/lighter/cache";
 
-/// Why there is no native code for a module.
-#[derive(Debug, thiserror::Error)]
-pub enum CacheError {
-    /// The folder cannot be made or looked into.
-    #[error("cannot use {} as the cache of compiled modules: {source}; make it a writable folder of root's, or configure another", path.display())]
-    Directory {
-        /// The folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Someone other than this user could put code into the folder.
-    #[error("the cache of compiled modules {} has owner {uid} and mode {mode:o}: others could place native code in it; make it root's with mode 0700", path.display())]
-    Exposed {
-        /// The folder.
-        path: PathBuf,
-        /// Its owner.
-        uid: u32,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// The engine refuses its own configuration on this machine.
-    #[error("cannot set up wasmtime with these settings on this machine: {0}")]
-    Engine(String),
-    /// The module cannot be read.
-    #[error("cannot read {name}: {source}")]
-    Read {
-        /// The module.
-        name: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The module is larger than [`MAX_MODULE_BYTES`].
-    #[error("{name} has {size} bytes; a wasm module may have at most {MAX_MODULE_BYTES}")]
-    TooLarge {
-        /// The module.
-        name: String,
-        /// Its size in bytes.
-        size: u64,
-    },
-    /// The compiled code cannot be kept.
-    #[error("cannot keep the native code of {name} in {}: {reason}; free space there, make it writable, or configure another cache folder", directory.display())]
-    Write {
-        /// The module.
-        name: String,
-        /// The folder.
-        directory: PathBuf,
-        /// What the system said.
-        reason: String,
-    },
-    /// The compile worker cannot be started.
-    #[error("cannot start the compile worker {} for {name}: {source}", program.display())]
-    Spawn {
-        /// The module.
-        name: String,
-        /// The worker's program.
-        program: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The worker has not compiled, since it could not give up its privileges.
-    #[error(
-        "cannot isolate the compile worker for {name}: {reason}; modules are never compiled without isolation"
-    )]
-    Isolation {
-        /// The module.
-        name: String,
-        /// What failed.
-        reason: String,
-    },
-    /// The module is not wasm that can run here.
-    #[error("{name} cannot run: {reason}")]
-    Refused {
-        /// The module.
-        name: String,
-        /// Why, as the compiler or the linker says it.
-        reason: String,
-    },
-    /// The worker ended without a report.
-    #[error("compiling {name} failed: {reason}")]
-    Worker {
-        /// The module.
-        name: String,
-        /// How it ended, and its last words.
-        reason: String,
-    },
-}
+/// How large the cache may become unless someone says otherwise.
+pub const DEFAULT_CACHE_SIZE: Size = Size(10 << 30);
 
 /// A folder of native code, and the program that makes what is missing.
 #[derive(Debug)]
 pub struct Cache {
     directory: PathBuf,
     entries: PathBuf,
+    inventory: Inventory,
+    limit: Size,
     memory: Memory,
     program: PathBuf,
     flags: Flags,
@@ -147,18 +77,25 @@ impl Cache {
         flags: Flags,
     ) -> Result<Self, CacheError> {
         let directory = directory.into();
-        let engine =
-            engine::engine(&flags).map_err(|error| CacheError::Engine(format!("{error:#}")))?;
-        let entries = directory.join(engine::compatibility(&engine, artifact::FORMAT));
+        let inventory = Inventory::of(&directory, &flags)?;
+        let entries = inventory.entries_directory();
         make_private(&directory)?;
         make_private(&entries)?;
         Ok(Self {
             memory: Memory::new(directory.join("digests")),
             directory,
             entries,
+            inventory,
+            limit: DEFAULT_CACHE_SIZE,
             program: program.into(),
             flags,
         })
+    }
+
+    /// The same with another size, to which the folder is brought down whenever native code has
+    /// been added. That code stays, even if it alone is larger.
+    pub fn with_limit(self, limit: Size) -> Self {
+        Self { limit, ..self }
     }
 
     /// The native code that is kept under `key`, open for reading, if it is here. Blocks.
@@ -179,7 +116,12 @@ impl Cache {
         name: &str,
         run: &dyn Fn(Command) -> io::Result<ExitStatus>,
     ) -> Result<File, CacheError> {
-        let _lock = self.lock(key).map_err(|error| self.write(name, error))?;
+        // The folders may have been removed since the cache was opened: the inner one by whoever has
+        // the lock of all modules.
+        make_private(&self.directory)?;
+        let _lock =
+            lock::of_module(&self.directory, key).map_err(|error| self.write(name, error))?;
+        make_private(&self.entries)?;
         match self.find(key) {
             Some(artifact) => Ok(artifact),
             None => self.make(module, key, name, run),
@@ -226,9 +168,12 @@ impl Cache {
         // module meanwhile must not have its code filed under the digest of another's.
         let copy = anonymous_file(c"module").map_err(read)?;
         let digest = digest::of_copy(module, &copy, size).map_err(read)?;
-        let _lock = self
-            .lock(&digest)
-            .map_err(|error| self.write(name, error))?;
+        // They may have been removed since the cache was opened: the inner one by whoever has the
+        // lock of all modules.
+        make_private(&self.directory)?;
+        let _lock =
+            lock::of_module(&self.directory, &digest).map_err(|error| self.write(name, error))?;
+        make_private(&self.entries)?;
         match self.find(&digest) {
             Some(artifact) => Ok(artifact),
             None => self.make(copy, &digest, name, run),
@@ -238,14 +183,19 @@ impl Cache {
     /// The intact artifact of the module with this digest. A damaged or foreign file in its place
     /// is as good as none: [`Cache::make`] replaces it.
     fn find(&self, module: &Digest) -> Option<File> {
+        let path = self.entries.join(hex(module));
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(self.entries.join(hex(module)))
+            .open(&path)
             .ok()?;
         let metadata = file.metadata().ok()?;
         let own = metadata.is_file() && metadata.uid() == Uid::effective().as_raw();
-        (own && artifact::is_intact(&file, module, &self.memory).ok()?).then_some(file)
+        let good = own && artifact::is_intact(&file, module, &self.memory).ok()?;
+        good.then(|| {
+            inventory::note_use(&path, &metadata);
+            file
+        })
     }
 
     /// Compiles `module`. The caller holds its lock.
@@ -260,10 +210,19 @@ impl Cache {
         let path = self.entries.join(hex(digest));
         let draft = Draft::new(&path).map_err(write)?;
         let kind = self.compile(module, &draft.file, name, run)?;
-        artifact::seal(&draft.file, kind, digest).map_err(write)?;
+        artifact::seal(&draft.file, kind, digest, name).map_err(write)?;
+        // Opened anew, so that nobody is given a way to write it; and before others can remove it.
+        let own = format!("/proc/self/fd/{}", draft.file.as_raw_fd());
+        let artifact = File::open(own).map_err(write)?;
         draft.publish().map_err(write)?;
-        // Opened anew, so that nobody is given a way to write it.
-        File::open(&path).map_err(write)
+        if let Err(error) = self.inventory.shrink(self.limit.0, Some(&hex(digest))) {
+            log::warn!(
+                "bringing the cache {} down to {}: {error}",
+                self.directory.display(),
+                self.limit
+            );
+        }
+        Ok(artifact)
     }
 
     /// Runs the worker on `module`, with its native code going to `code`.
@@ -324,129 +283,12 @@ impl Cache {
         }
     }
 
-    /// Waits until nobody else compiles the module with this digest, here or in another process,
-    /// and keeps others from it until the file that is returned is closed.
-    ///
-    /// Each module locks a byte of its own in one file, so no lock outlives its process and no
-    /// lock file needs to be removed.
-    fn lock(&self, module: &Digest) -> io::Result<File> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(self.directory.join("lock"))?;
-        let (first, _) = module.split_first_chunk().expect("a digest has 32 bytes");
-        let byte = libc::flock {
-            l_type: libc::F_WRLCK as libc::c_short,
-            l_whence: libc::SEEK_SET as libc::c_short,
-            // Offsets have 63 bits and the byte must have an end.
-            l_start: i64::from_be_bytes(*first) & (i64::MAX >> 1),
-            l_len: 1,
-            l_pid: 0,
-        };
-        loop {
-            match fcntl(&file, FcntlArg::F_OFD_SETLKW(&byte)) {
-                Ok(_) => return Ok(file),
-                Err(nix::Error::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
     fn write(&self, name: &str, error: io::Error) -> CacheError {
         CacheError::Write {
             name: name.into(),
             directory: self.entries.clone(),
             reason: error.to_string(),
         }
-    }
-}
-
-/// An artifact in the making.
-struct Draft<'a> {
-    file: File,
-    /// The name it is to get.
-    path: &'a Path,
-    /// The name it has meanwhile, on file systems that have no files without one.
-    interim: Option<PathBuf>,
-}
-
-impl<'a> Draft<'a> {
-    fn new(path: &'a Path) -> io::Result<Self> {
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o444);
-        let unnamed = options
-            .clone()
-            .custom_flags(libc::O_TMPFILE)
-            .open(directory);
-        let (file, interim) = match unnamed {
-            // What open(2) says where O_TMPFILE is unknown to the file system or the kernel.
-            Err(error)
-                if [libc::EOPNOTSUPP, libc::EISDIR]
-                    .contains(&error.raw_os_error().unwrap_or(0)) =>
-            {
-                // The caller's lock makes the name ours; a file there is from one who was killed.
-                let interim = path.with_extension("new");
-                match fs::remove_file(&interim) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-                (options.create_new(true).open(&interim)?, Some(interim))
-            }
-            result => (result?, None),
-        };
-        let draft = Self {
-            file,
-            path,
-            interim,
-        };
-        // Whatever the umask is.
-        draft.file.set_permissions(Permissions::from_mode(0o444))?;
-        Ok(draft)
-    }
-
-    /// Gives the file its name, in place of whatever has it.
-    fn publish(mut self) -> io::Result<()> {
-        if let Some(interim) = &self.interim {
-            fs::rename(interim, self.path)?;
-            self.interim = None;
-            return Ok(());
-        }
-        let link = || {
-            linkat(
-                AT_FDCWD,
-                format!("/proc/self/fd/{}", self.file.as_raw_fd()).as_str(),
-                AT_FDCWD,
-                self.path,
-                AtFlags::AT_SYMLINK_FOLLOW,
-            )
-        };
-        match link() {
-            Err(nix::Error::EEXIST) => {
-                discard(self.path)?;
-                Ok(link()?)
-            }
-            result => Ok(result?),
-        }
-    }
-}
-
-impl Drop for Draft<'_> {
-    fn drop(&mut self) {
-        if let Some(interim) = &self.interim {
-            // Nothing better can be done about a failure; the next draft tries again.
-            let _ = fs::remove_file(interim);
-        }
-    }
-}
-
-/// Removes what stands where an artifact belongs, whatever it is.
-fn discard(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path)?.is_dir() {
-        true => fs::remove_dir_all(path),
-        false => fs::remove_file(path),
     }
 }
 
@@ -482,8 +324,10 @@ fn anonymous_file(name: &std::ffi::CStr) -> io::Result<File> {
 fn obituary(status: ExitStatus, words: &str) -> String {
     let cause = match status.signal() {
         Some(libc::SIGXCPU | libc::SIGKILL) => format!(
-            "the compiler was ended by {status}; it may use {} seconds of processor time",
-            sandbox::MAX_CPU_SECONDS
+            "the compiler was ended by {status}; it may use {} seconds of processor time, and take {}, \
+             and is the first to go when the machine runs out of memory",
+            sandbox::MAX_CPU_SECONDS,
+            sandbox::MAX_SECONDS
         ),
         Some(libc::SIGABRT) => format!(
             "the compiler was ended by {status}; it may use {} MiB of memory",

@@ -1,0 +1,182 @@
+//! `lighter cache` as a user types it. What it does with images is tried under
+//! containerd, in test/tests/cache.rs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::{Duration, SystemTime},
+};
+
+/// A cache's folder, and a few modules to fill it with.
+struct Workshop(tempfile::TempDir);
+
+impl Workshop {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 1..=3 {
+            let module = wat::parse_str(format!(
+                r#"(module (func (export "_start")) (func (result i32) i32.const {number}))"#
+            ));
+            let path = folder.path().join(format!("{number}.wasm"));
+            fs::write(path, module.unwrap()).unwrap();
+        }
+        Self(folder)
+    }
+
+    /// `lighter cache COMMAND --cache-dir ... ARGS` in the folder of the modules.
+    fn run(&self, command: &str, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_lighter"))
+            .current_dir(&self.0)
+            .args(["cache", command, "--cache-dir", "cache"])
+            .args(args)
+            .output()
+            .unwrap()
+    }
+
+    fn done(&self, command: &str, args: &[&str]) -> String {
+        let output = self.run(command, args);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn refused(&self, command: &str, args: &[&str]) -> String {
+        let output = self.run(command, args);
+        assert!(!output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.0.path().join("cache")
+    }
+
+    /// The lines of `ls` but the first.
+    fn listed(&self) -> Vec<String> {
+        let text = self.done("ls", &["--no-trunc"]);
+        text.lines().skip(1).map(str::to_owned).collect()
+    }
+
+    /// The digest of a module.
+    fn digest(&self, name: &str) -> String {
+        let lines = self.listed();
+        let line = lines.iter().find(|line| line.ends_with(name));
+        line.expect(name).split(' ').next().unwrap().to_owned()
+    }
+
+    /// The native code of a module.
+    fn artifact(&self, name: &str) -> PathBuf {
+        let digest = self.digest(name);
+        let engines = fs::read_dir(self.folder()).unwrap();
+        let paths = engines.map(|engine| engine.unwrap().path().join(&digest));
+        paths.into_iter().find(|path| path.exists()).expect(name)
+    }
+}
+
+fn make_old(path: &Path, hours: u32) {
+    let age = hours * Duration::from_secs(3600);
+    let file = fs::File::open(path).unwrap();
+    file.set_modified(SystemTime::now() - age).unwrap();
+}
+
+#[test]
+fn files_are_compiled_once_and_listed() {
+    let workshop = Workshop::new();
+    assert_eq!(workshop.listed(), [""; 0], "no cache is an empty one");
+    let printed = workshop.done("warm", &["1.wasm", "2.wasm", "1.wasm"]);
+    assert_eq!(printed.matches("compiled in").count(), 2, "{printed}");
+    assert!(printed.contains("1.wasm: is there already"), "{printed}");
+    make_old(&workshop.artifact("1.wasm"), 50);
+    make_old(&workshop.artifact("2.wasm"), 5);
+    let listed = workshop.listed();
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    for (line, parts) in listed.iter().zip([
+        ["module", "KiB", "5 h ago", "this", "2.wasm"],
+        ["module", "KiB", "2 d ago", "this", "1.wasm"],
+    ]) {
+        for part in parts {
+            assert!(line.contains(part), "{part} is missing in {line}");
+        }
+    }
+    let short = workshop.done("ls", &[]);
+    assert!(!short.contains(&workshop.digest("1.wasm")));
+    assert!(short.contains(&workshop.digest("1.wasm")[..12]), "{short}");
+    let stat = workshop.done("stat", &[]);
+    assert!(stat.contains("entries         2\n"), "{stat}");
+    assert!(stat.contains("default limit   10 GiB\n"), "{stat}");
+}
+
+#[test]
+fn a_digest_or_a_part_that_is_clear_is_removed() {
+    let workshop = Workshop::new();
+    workshop.done("warm", &["1.wasm", "2.wasm", "3.wasm"]);
+    let [one, two] = ["1.wasm", "2.wasm"].map(|name| workshop.digest(name));
+    let error = workshop.refused("rm", &[&one, "f00"]);
+    assert!(error.contains("begins with f00"), "{error}");
+    let error = workshop.refused("rm", &[""]);
+    assert!(error.contains("3 digests begin with"), "{error}");
+    assert_eq!(workshop.listed().len(), 3, "nothing was removed");
+    let printed = workshop.done("rm", &[&one[..10], &format!("sha256:{two}")]);
+    assert!(
+        printed.contains(&one) && printed.contains(&two),
+        "{printed}"
+    );
+    let listed = workshop.listed();
+    assert!(
+        matches!(&listed[..], [line] if line.ends_with("3.wasm")),
+        "{listed:?}"
+    );
+}
+
+#[test]
+fn pruning_begins_with_other_versions_and_what_was_not_used_for_longest() {
+    let workshop = Workshop::new();
+    workshop.done("warm", &["1.wasm", "2.wasm", "3.wasm"]);
+    for (name, hours) in [("1.wasm", 2), ("2.wasm", 9), ("3.wasm", 4)] {
+        make_old(&workshop.artifact(name), hours);
+    }
+    let artifact = workshop.artifact("1.wasm");
+    let other = workshop.folder().join("0".repeat(32));
+    fs::create_dir(&other).unwrap();
+    fs::copy(&artifact, other.join(artifact.file_name().unwrap())).unwrap();
+    assert!(workshop.done("stat", &[]).contains("entries         4\n"));
+    assert_eq!(
+        workshop
+            .listed()
+            .iter()
+            .filter(|line| line.contains(" other "))
+            .count(),
+        1
+    );
+
+    workshop.done("prune", &[]);
+    assert!(!other.exists());
+    assert_eq!(workshop.listed().len(), 3);
+    let size = fs::metadata(&artifact).unwrap().len();
+    let printed = workshop.done("prune", &["--max-size", &(2 * size + size / 2).to_string()]);
+    assert!(printed.contains("freed"), "{printed}");
+    let listed = workshop.listed();
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    assert!(
+        !listed.iter().any(|line| line.ends_with("2.wasm")),
+        "{listed:?}"
+    );
+    workshop.done("prune", &["--all"]);
+    assert_eq!(workshop.listed(), [""; 0]);
+    assert!(
+        workshop
+            .refused("prune", &["--max-size", "much"])
+            .contains("much")
+    );
+}
+
+#[test]
+fn one_bad_module_keeps_no_other_from_being_compiled() {
+    let workshop = Workshop::new();
+    fs::write(workshop.0.path().join("bad.wasm"), "no wasm").unwrap();
+    let error = workshop.refused("warm", &["bad.wasm", "1.wasm"]);
+    assert!(error.contains("bad.wasm cannot run"), "{error}");
+    assert_eq!(workshop.listed().len(), 1);
+    let error = workshop.refused("warm", &["--address", "/nowhere.sock", "hello"]);
+    assert!(error.contains("hello is no file"), "{error}");
+    assert!(error.contains("/nowhere.sock"), "{error}");
+}

@@ -1,0 +1,3 @@
+module lighter.test/program
+
+go 1.22
