@@ -22,7 +22,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Build(build::Build),
+    Build(Box<build::Build>),
     Cache(cache::Cache),
 }
 

@@ -229,7 +229,7 @@ mod tests {
     fn the_uppermost_file_counts() {
         let layers = [
             layer(&[("a", Regular, "old"), ("./work/b", Regular, "b")]),
-            layer(&[("/a", Regular, "new")]),
+            layer(&[("a", Regular, "new")]),
         ];
         assert_eq!(read(&layers, "/a").as_deref(), Some("new"));
         assert_eq!(read(&layers, "../a").as_deref(), Some("new"));

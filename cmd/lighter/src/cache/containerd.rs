@@ -193,7 +193,7 @@ impl Containerd {
 
     /// A layer's tar.
     fn layer(&self, layer: &Descriptor) -> io::Result<Box<dyn Read>> {
-        let blob = self.blob(&layer.digest().to_string());
+        let blob = self.blob(layer.digest().as_ref());
         decompressed(blob.map_err(io::Error::other)?)
     }
 
