@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use container::{Guest, Guests, Invocation, Reaper};
 use tokio::time::Instant;
-use wasm::settings::Flags;
+use wasm::settings::{Flags, Size};
 
 /// Everything that runs guests, made in the zygote.
 ///
@@ -81,7 +81,7 @@ impl Guest for Loaded {
 const NEWS_EVERY: Duration = Duration::from_secs(5);
 
 /// A cache's folder, how the code there is compiled, and how large it may become.
-type Key = (PathBuf, Flags, wasm::Size);
+type Key = (PathBuf, Flags, Size);
 
 /// The caches that the containers of this daemon use; nearly always one.
 #[derive(Clone)]
@@ -97,7 +97,7 @@ pub struct Which<'a> {
     /// How the code in it is compiled.
     pub flags: Flags,
     /// How large it may become.
-    pub size: wasm::Size,
+    pub size: Size,
 }
 
 impl Caches {

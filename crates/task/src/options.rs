@@ -15,7 +15,7 @@ pub struct Options {
     /// The folder of compiled guests, instead of the built-in one.
     pub cache_dir: Option<PathBuf>,
     /// How large that folder may become.
-    pub cache_size: Option<wasm::Size>,
+    pub cache_size: Option<wasm::settings::Size>,
     /// Whether systemd makes the containers' cgroups.
     pub systemd_cgroup: bool,
     /// The cgroup that the shim itself is put into; empty for the one of whoever starts it.

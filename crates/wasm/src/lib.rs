@@ -31,7 +31,6 @@ mod sandbox;
 mod serve;
 pub mod settings;
 mod signals;
-mod size;
 mod state;
 mod stdio;
 mod worker;
@@ -45,7 +44,6 @@ pub use host::{Host, LoadError};
 pub use parts::Parts;
 pub use settings::Settings;
 pub use signals::install_termination_handlers;
-pub use size::{Size, SizeError};
 pub use worker::{MAX_MODULE_BYTES, WORKER_ACTION, worker_main};
 
 /// Whether a file that begins with `head` is wasm: a core module or a component.

@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use wasm::{DEFAULT_CACHE_DIR, DEFAULT_CACHE_SIZE, Entry, Inventory, Size};
+use wasm::settings::Size;
+use wasm::{DEFAULT_CACHE_DIR, DEFAULT_CACHE_SIZE, Entry, Inventory};
 
 /// Look after the cache of compiled guests
 #[derive(Args)]
@@ -62,7 +63,7 @@ impl Place {
 /// The size that the folder may have.
 #[derive(Args)]
 struct Limit {
-    /// How large the cache may be, as 512MiB or 10G, like the shim's option `cache_size`
+    /// How large the cache may be, as 512MiB, like the shim's option `cache_size`
     #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_CACHE_SIZE)]
     max_size: Size,
 }
@@ -101,7 +102,7 @@ impl Ls {
             println!(
                 "{:width$}  {kind:9}  {:>9}  {:9}  {:7}  {name}",
                 &entry.digest[..width],
-                Size(entry.size),
+                shown(entry.size),
                 age(entry.used),
                 if entry.current { "this" } else { "other" },
             );
@@ -194,13 +195,23 @@ impl Prune {
         for entry in &removed {
             println!("{}", entry.digest);
         }
-        println!("freed {}", total(&removed));
+        println!("freed {}", shown(total(&removed)));
         Ok(())
     }
 }
 
-fn total<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Size {
-    Size(entries.into_iter().map(|entry| entry.size).sum())
+fn total<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> u64 {
+    entries.into_iter().map(|entry| entry.size).sum()
+}
+
+/// A number of bytes in the largest unit that it has one of, with a decimal if that is not whole.
+fn shown(bytes: u64) -> String {
+    let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.into_iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) if bytes.is_multiple_of(unit) => format!("{} {name}", bytes / unit),
+        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
+        None => format!("{bytes} B"),
+    }
 }
 
 /// Tell how much is compiled
@@ -218,18 +229,36 @@ impl Stat {
             entries.iter().partition(|entry| entry.current);
         println!("folder          {}", self.place.cache_dir.display());
         println!("entries         {}", entries.len());
-        println!("size            {all} ({} bytes)", all.0);
+        println!("size            {} ({all} bytes)", shown(all));
         println!(
             "this version    {} in {}",
-            total(this.iter().copied()),
+            shown(total(this.iter().copied())),
             this.len()
         );
         println!(
             "other versions  {} in {}",
-            total(other.iter().copied()),
+            shown(total(other.iter().copied())),
             other.len()
         );
         println!("default limit   {DEFAULT_CACHE_SIZE}");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn sizes_are_shown_in_their_largest_unit() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (32_739_600, "31.2 MiB"),
+            (10 << 30, "10 GiB"),
+        ] {
+            assert_eq!(shown(bytes), text);
+        }
     }
 }

@@ -38,8 +38,7 @@ use crate::artifact::{self, Kind};
 use crate::digest::{self, Digest, hex};
 use crate::recall::Memory;
 use crate::sandbox;
-use crate::settings::Flags;
-use crate::size::Size;
+use crate::settings::{Flags, Size};
 use crate::worker::{MAX_MODULE_BYTES, Report, WORKER_ACTION};
 use draft::Draft;
 

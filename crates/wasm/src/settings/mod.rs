@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use engine::{Engine, Flags, Proposals};
 pub use files::{Files, Preopen};
 pub use network::{Network, Peer};
-pub use quantity::{Count, Size, Time};
+pub use quantity::{Count, Size, SizeError, Time};
 
 /// The most requests that a server can be set to handle at a time: each has its place made
 /// beforehand, of some 16 GiB of addresses.

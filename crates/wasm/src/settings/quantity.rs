@@ -1,6 +1,7 @@
 //! Sizes, times and counts, as people write them.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::{self, Unexpected, Visitor};
@@ -20,7 +21,8 @@ pub struct Count<const MOST: u32>(pub u32);
 
 /// The units of sizes with their bytes, the largest first. Those of Kubernetes' quantities are the
 /// same without the `B`.
-const SIZES: [(&str, u64); 4] = [
+const SIZES: [(&str, u64); 5] = [
+    ("TiB", 1 << 40),
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
     ("KiB", 1 << 10),
@@ -45,6 +47,19 @@ impl Size {
 
     fn of(bytes: u64) -> Option<Self> {
         (bytes > 0).then_some(Self(bytes))
+    }
+}
+
+/// What is no size.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no size: give bytes, or a number with a unit, such as 512MiB")]
+pub struct SizeError(String);
+
+impl FromStr for Size {
+    type Err = SizeError;
+
+    fn from_str(text: &str) -> Result<Self, SizeError> {
+        Self::parse(text).ok_or_else(|| SizeError(text.to_owned()))
     }
 }
 

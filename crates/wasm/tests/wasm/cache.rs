@@ -10,8 +10,8 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, SystemTime};
 
 use crate::common::{PROCESS, Workshop, file, names, only_file, process, wait_until, wasm};
-use wasm::settings::Flags;
-use wasm::{Cache, CacheError, Inventory, Kind, Size};
+use wasm::settings::{Flags, Size};
+use wasm::{Cache, CacheError, Inventory, Kind};
 
 const GUEST: &str = r#"(module (func (export "_start")))"#;
 
