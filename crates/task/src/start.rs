@@ -9,16 +9,19 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use containerd_shim::bootstrap::BootstrapParams;
 use containerd_shim::cgroup::set_cgroup_and_oom_score;
 use containerd_shim::protos::protobuf::Message;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::{Flags, StartOpts};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ioctl_fionread;
 use serde::Deserialize;
 
 use crate::options::Options;
-use crate::socket::{listen, socket_path};
+use crate::socket::{listen, remove_dead, socket_path};
 
 /// The task service's name for containerd 2 and for the ones before.
 pub(crate) const TASK_V3: &str = "containerd.task.v3.Task";
@@ -44,6 +47,10 @@ pub(crate) const PLACED: [u8; 1] = [1];
 /// Then, that containerd knows of it. One to which this is never said, as `start` was killed, would
 /// be left alone for ever.
 pub(crate) const WANTED: [u8; 1] = [2];
+
+/// How long the daemon may take to begin, and how often that is looked at.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What of config.json matters here.
 #[derive(Deserialize)]
@@ -73,7 +80,40 @@ pub fn start(flags: &Flags) -> io::Result<()> {
     stdout.write_all(address.as_bytes())?;
     stdout.flush()?;
     // From here on containerd knows of the daemon.
-    wanted.map_or(Ok(()), |mut wanted| wanted.write_all(&WANTED))
+    let Some(mut wanted) = wanted else {
+        return Ok(());
+    };
+    let told = wanted.write_all(&WANTED);
+    // One that is killed later than this is cleaned up after by its zygote. That it is killed earlier
+    // is likely only where its cgroup leaves it no room; elsewhere nobody is kept waiting for it.
+    let lives = match options.shim_cgroup.as_str() {
+        "" => told,
+        cgroup => told.and_then(|()| wait_until_taken(&wanted)).map_err(|error| {
+            io::Error::other(format!(
+                "the shim's daemon has died in its cgroup {cgroup}, which may allow it too little: {error}"
+            ))
+        }),
+    };
+    lives.inspect_err(|_| {
+        let _ = remove_dead(socket_path(&address));
+    })
+}
+
+/// Waits until the daemon has read what it was told, at most [`PATIENCE`].
+///
+/// # Errors
+/// It has ended before.
+fn wait_until_taken(told: &io::PipeWriter) -> io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while ioctl_fionread(told)? > 0 && Instant::now() < until {
+        // What is waited for here is the end of its reader; the rest is looked at.
+        let mut end = [PollFd::new(told, PollFlags::empty())];
+        let pause = Timespec::try_from(PAUSE).map_err(io::Error::other)?;
+        if poll(&mut end, Some(&pause))? > 0 && ioctl_fionread(told)? > 0 {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+    }
+    Ok(())
 }
 
 /// The runtime options, and what decides the socket's place: containerd 2.3 and later send a
