@@ -240,7 +240,7 @@ impl Stat {
             shown(total(other.iter().copied())),
             other.len()
         );
-        println!("default limit   {DEFAULT_CACHE_SIZE}");
+        println!("default limit   {}", shown(DEFAULT_CACHE_SIZE.0));
         Ok(())
     }
 }
