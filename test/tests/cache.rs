@@ -221,7 +221,7 @@ fn the_least_recently_used_goes(engine: &Containerd) -> Result<()> {
     run("/tiny.wasm", &total.to_string())?;
     assert!(hello.exists(), "it was used later");
     assert!(!rust.exists(), "it was not used for longest");
-    run("/hello-rust.wasm", "\"0\"")?;
+    run("/hello-rust.wasm", "1")?;
     assert_eq!(
         cache.only_artifact()?,
         rust,

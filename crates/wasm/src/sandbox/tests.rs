@@ -57,6 +57,8 @@ fn nothing_leads_out() {
     let here = libc::AT_FDCWD as usize;
     let one = |a: usize| [a, 0, 0, 0, 0, 0];
     let passwd = path(c"/etc/passwd");
+    let unlimited = [u64::MAX; 2];
+    let unlimited = unlimited.as_ptr() as usize;
     let attempts: Vec<(&str, c_long, [usize; 6], i32)> = vec![
         // Files.
         (
@@ -163,13 +165,13 @@ fn nothing_leads_out() {
         (
             "a higher limit",
             libc::SYS_prlimit64,
-            [0, 2, passwd, 0, 0, 0],
+            [0, 2, unlimited, 0, 0, 0],
             libc::EPERM,
         ),
         (
             "another's limits",
             libc::SYS_prlimit64,
-            [parent, 7, passwd, 0, 0, 0],
+            [parent, 7, unlimited, 0, 0, 0],
             libc::EPERM,
         ),
         // Other processes.
