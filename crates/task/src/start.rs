@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use containerd_shim::bootstrap::BootstrapParams;
@@ -21,7 +21,7 @@ use rustix::io::ioctl_fionread;
 use serde::Deserialize;
 
 use crate::options::Options;
-use crate::socket::{listen, remove_dead, socket_path};
+use crate::socket::{SocketFile, listen, socket_path};
 
 /// The task service's name for containerd 2 and for the ones before.
 pub(crate) const TASK_V3: &str = "containerd.task.v3.Task";
@@ -68,11 +68,8 @@ pub fn start(flags: &Flags) -> io::Result<()> {
     let (options, socket_options) = read_input(flags)?;
     let group = group(&flags.id, Path::new(""))?;
     let address = socket_options.socket_address(&group);
-    let wanted = match listen(socket_path(&address))? {
-        Some(listener) => Some(spawn(flags, listener, &options).inspect_err(|_| {
-            // Nobody will ever serve this socket.
-            let _ = fs::remove_file(socket_path(&address));
-        })?),
+    let spawned = match listen(socket_path(&address))? {
+        Some(listener) => Some(Spawned::new(flags, listener, &options)?),
         None => None,
     };
     fs::write(ADDRESS_FILE, &address)?;
@@ -80,23 +77,10 @@ pub fn start(flags: &Flags) -> io::Result<()> {
     stdout.write_all(address.as_bytes())?;
     stdout.flush()?;
     // From here on containerd knows of the daemon.
-    let Some(mut wanted) = wanted else {
-        return Ok(());
-    };
-    let told = wanted.write_all(&WANTED);
-    // One that is killed later than this is cleaned up after by its zygote. That it is killed earlier
-    // is likely only where its cgroup leaves it no room; elsewhere nobody is kept waiting for it.
-    let lives = match options.shim_cgroup.as_str() {
-        "" => told,
-        cgroup => told.and_then(|()| wait_until_taken(&wanted)).map_err(|error| {
-            io::Error::other(format!(
-                "the shim's daemon has died in its cgroup {cgroup}, which may allow it too little: {error}"
-            ))
-        }),
-    };
-    lives.inspect_err(|_| {
-        let _ = remove_dead(socket_path(&address));
-    })
+    match spawned {
+        Some(spawned) => spawned.is_wanted(&options),
+        None => Ok(()),
+    }
 }
 
 /// Waits until the daemon has read what it was told, at most [`PATIENCE`].
@@ -160,38 +144,89 @@ pub(crate) fn group(id: &str, bundle: &Path) -> io::Result<String> {
         .unwrap_or_else(|| id.to_owned()))
 }
 
-/// Spawns the daemon with `listener` as its stdin. It answers as soon as it is up; until then
-/// containerd's connection waits in the socket. Returns where to say [`WANTED`], which the daemon
-/// reads on its stdout's descriptor, after [`PLACED`].
-fn spawn(flags: &Flags, listener: UnixListener, options: &Options) -> io::Result<io::PipeWriter> {
-    let program: PathBuf = env::current_exe()?;
-    let (is_wanted, mut wanted) = io::pipe()?;
-    let mut command = Command::new(program);
-    command
-        .args(["-namespace", &flags.namespace])
-        .args(["-id", &flags.id])
-        .args(["-address", &flags.address])
-        .stdin(OwnedFd::from(listener))
-        .stdout(is_wanted)
-        .stderr(Stdio::null())
-        // Signals to containerd's process group are not for the daemon.
-        .process_group(0);
-    if flags.debug {
-        command.arg("-debug");
-    }
-    let mut child = command.spawn()?;
-    let placed = set_cgroup_and_oom_score(child.id(), &options.shim_cgroup)
-        .map_err(io::Error::other)
-        .and_then(|()| wanted.write_all(&PLACED));
-    match placed {
-        Ok(()) => Ok(wanted),
-        Err(error) => {
-            // Without the cgroup it was to have, it is not to be.
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(io::Error::other(format!(
-                "placing the shim's daemon: {error}"
-            )))
+/// The daemon that this `start` has spawned. It answers as soon as it is up; until then containerd's
+/// connection waits in the socket.
+struct Spawned {
+    child: Child,
+    socket: SocketFile,
+    /// Where it is told [`PLACED`] and [`WANTED`], which it reads on its stdout's descriptor.
+    telling: io::PipeWriter,
+}
+
+impl Spawned {
+    /// Spawns the daemon with `listener` as its stdin, and places it in its cgroup.
+    fn new(flags: &Flags, listener: UnixListener, options: &Options) -> io::Result<Self> {
+        let socket = SocketFile::of(&listener)?;
+        let spawn = || -> io::Result<(Child, io::PipeWriter)> {
+            let program: PathBuf = env::current_exe()?;
+            let (told, telling) = io::pipe()?;
+            let mut command = Command::new(program);
+            command
+                .args(["-namespace", &flags.namespace])
+                .args(["-id", &flags.id])
+                .args(["-address", &flags.address])
+                .stdin(OwnedFd::from(listener))
+                .stdout(told)
+                .stderr(Stdio::null())
+                // Signals to containerd's process group are not for the daemon.
+                .process_group(0);
+            if flags.debug {
+                command.arg("-debug");
+            }
+            Ok((command.spawn()?, telling))
+        };
+        // Without a daemon nobody will ever serve this socket.
+        let (child, telling) = spawn().inspect_err(|_| socket.remove())?;
+        let mut spawned = Self {
+            child,
+            socket,
+            telling,
+        };
+        let placed = set_cgroup_and_oom_score(spawned.child.id(), &options.shim_cgroup)
+            .map_err(io::Error::other)
+            .and_then(|()| spawned.telling.write_all(&PLACED));
+        match placed {
+            Ok(()) => Ok(spawned),
+            Err(error) => {
+                // Without the cgroup it was to have, it is not to be.
+                spawned.end();
+                Err(io::Error::other(format!(
+                    "placing the shim's daemon: {error}"
+                )))
+            }
         }
+    }
+
+    /// Tells the daemon that containerd knows of it.
+    fn is_wanted(mut self, options: &Options) -> io::Result<()> {
+        let told = self.telling.write_all(&WANTED);
+        // One that is killed after it has read this is cleaned up after, by its zygote or by `delete`.
+        // That it is killed earlier is likely only where its cgroup leaves it no room; elsewhere
+        // nobody is kept waiting for it.
+        let lives = match options.shim_cgroup.as_str() {
+            "" => told,
+            cgroup => told
+                .and_then(|()| wait_until_taken(&self.telling))
+                .map_err(|error| {
+                    io::Error::other(format!(
+                        "the shim's daemon has died in its cgroup {cgroup}, which may allow it too \
+                         little: {error}"
+                    ))
+                }),
+        };
+        match lives {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.end();
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends it, and removes its socket whoever has that open still.
+    fn end(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.socket.remove();
     }
 }
