@@ -78,7 +78,7 @@ pub fn start(flags: &Flags) -> io::Result<()> {
     stdout.flush()?;
     // From here on containerd knows of the daemon.
     match spawned {
-        Some(spawned) => spawned.is_wanted(&options),
+        Some(spawned) => spawned.confirm(&options),
         None => Ok(()),
     }
 }
@@ -198,7 +198,7 @@ impl Spawned {
     }
 
     /// Tells the daemon that containerd knows of it.
-    fn is_wanted(mut self, options: &Options) -> io::Result<()> {
+    fn confirm(mut self, options: &Options) -> io::Result<()> {
         let told = self.telling.write_all(&WANTED);
         // One that is killed after it has read this is cleaned up after, by its zygote or by `delete`.
         // That it is killed earlier is likely only where its cgroup leaves it no room; elsewhere
