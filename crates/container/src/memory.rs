@@ -25,17 +25,28 @@ impl OomKills {
     }
 
     /// `reason`, why the container of `bundle` could not be made, and that memory may be the cause, if
-    /// the kernel has killed since.
+    /// the kernel has killed since or has refused memory.
     pub fn explain(&self, reason: &str, bundle: &Bundle) -> String {
-        if !self.have_risen() {
-            return reason.to_owned();
-        }
-        let limit = bundle.memory_limit().map_or_else(
-            || "the container has no memory limit".to_owned(),
-            |limit| format!("the container's memory limit is {limit} bytes"),
-        );
-        format!("{reason}: the kernel has killed a process for want of memory; {limit}")
+        explain(reason, self.have_risen(), bundle.memory_limit())
     }
+}
+
+/// How errors for want of memory (ENOMEM) read where libcontainer's processes pass them on, as text.
+const REFUSED: [&str; 2] = ["ENOMEM", "Cannot allocate memory"];
+
+fn explain(reason: &str, killed: bool, limit: Option<u64>) -> String {
+    let cause = if killed {
+        "the kernel has killed a process for want of memory"
+    } else if REFUSED.iter().any(|word| reason.contains(word)) {
+        "the kernel has refused memory"
+    } else {
+        return reason.to_owned();
+    };
+    let limit = limit.map_or_else(
+        || "the container has no memory limit".to_owned(),
+        |limit| format!("the container's memory limit is {limit} bytes"),
+    );
+    format!("{reason}: {cause}; {limit}")
 }
 
 fn count(vmstat: &str) -> Option<u64> {
@@ -46,6 +57,21 @@ fn count(vmstat: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn want_of_memory_is_named() {
+        let reasons = [
+            ("it died", true, "it died: the kernel has killed"),
+            ("unshare: ENOMEM", false, "unshare: ENOMEM: the kernel has"),
+            ("fork: Cannot allocate memory", false, "refused memory"),
+        ];
+        for (reason, killed, words) in reasons {
+            let text = explain(reason, killed, Some(4096));
+            assert!(text.contains(words), "{text}");
+            assert!(text.ends_with("memory limit is 4096 bytes"), "{text}");
+        }
+        assert_eq!(explain("unshare: EPERM", false, Some(4096)), "unshare: EPERM");
+    }
 
     #[test]
     fn the_count_is_read() {
