@@ -58,9 +58,10 @@ installer: build ## make the image that installs the shim on Kubernetes nodes
 	deploy/kubernetes/build-image $(RELEASE) $(TARGET)/lighter-installer.tar
 
 .PHONY: bench
-bench: build ## measure beside runc (as root)
+bench: build ## measure beside runc and wasmtime (as root)
 	test/setup/engines containerd-2.1
 	test/setup/guests
+	test/setup/peers
 	$(RELEASE)/lighter-bench
 
 .PHONY: lint

@@ -66,6 +66,7 @@ pub fn rootfs() -> Result<Rootfs> {
     Ok(Rootfs::busybox()
         .guest("hello.wasm")?
         .guest("tool.wasm")?
+        .guest("hello-http.wasm")?
         .file("/tiny.wasm", module::exporting("_start")))
 }
 

@@ -1,16 +1,20 @@
 //! Measures what SPECIFICATION.md promises: the life of a container and the memory of idle ones,
-//! under this shim and under containerd's own for runc, side by side in one run.
+//! under this shim and under containerd's own for runc, and requests over HTTP and the start of a
+//! large module beside wasmtime's own command line; all of it in one run.
 //!
 //! A machine is never as fast twice. So the kinds of container take turns, figures are compared
 //! only within a turn, and what is promised is a ratio.
 #![forbid(unsafe_code)]
 
 mod figures;
+mod http;
 mod kind;
 mod life;
 mod memory;
 mod promise;
+mod python;
 mod report;
+mod wasmtime;
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,6 +25,7 @@ use clap::Parser;
 use lighter_test::{Containerd, Settings, Version, ensure_root};
 
 use crate::report::Report;
+use crate::wasmtime::Wasmtime;
 
 /// Measures the guarantees of SPECIFICATION.md against containerd 2.1.
 #[derive(Parser)]
@@ -66,7 +71,8 @@ fn engine() -> Result<Containerd> {
 fn run(options: &Options) -> Result<bool> {
     ensure_root()?;
     let engine = engine()?;
-    let machine = report::machine()?;
+    let wasmtime = Wasmtime::new(engine.folder())?;
+    let machine = report::machine(&wasmtime)?;
     let rootfs = kind::rootfs()?;
     eprintln!("warming up");
     life::warm_up(&engine, &rootfs)?;
@@ -83,16 +89,22 @@ fn run(options: &Options) -> Result<bool> {
         eprintln!("{} idle containers: {}", options.idle, kind.name);
         idle.push(memory::idle(&engine, &rootfs, kind, options.idle)?);
     }
+    eprintln!("requests over HTTP");
+    let http = http::measure(&engine, &rootfs, &wasmtime)?;
+    eprintln!("starts of CPython");
+    let python = python::measure(&engine, &wasmtime)?;
     engine.ensure_clean()?;
 
-    let promises = promise::check(&alone, &together, &idle)?;
-    let report = Report {
+    let mut report = Report {
         machine,
         alone,
         together,
         idle,
-        promises,
+        http,
+        python,
+        promises: Vec::new(),
     };
+    report.promises = promise::check(&report)?;
     print!("{report}");
     if let Some(path) = &options.json {
         fs::write(path, serde_json::to_vec_pretty(&report)?)

@@ -56,7 +56,7 @@ pub fn idle(engine: &Containerd, rootfs: &Rootfs, kind: Kind, count: u32) -> Res
         parts: BTreeMap::new(),
     };
     for container in &held {
-        for pid in processes(engine, container)? {
+        for pid in processes(container)? {
             sum.add(pid, 1.0 / f64::from(count))
                 .with_context(|| format!("look at process {pid} of {}", container.id()))?;
         }
@@ -69,10 +69,25 @@ pub fn idle(engine: &Containerd, rootfs: &Rootfs, kind: Kind, count: u32) -> Res
 }
 
 /// The shim's processes and the container's.
-fn processes(engine: &Containerd, container: &Container) -> Result<BTreeSet<u32>> {
-    let mut pids: BTreeSet<u32> = engine.shims_of(container.id()).into_iter().collect();
+///
+/// # Errors
+/// containerd does not tell the container's.
+pub fn processes(container: &Container) -> Result<BTreeSet<u32>> {
+    let shims = container.engine().shims_of(container.id());
+    let mut pids: BTreeSet<u32> = shims.into_iter().collect();
     pids.extend(container.pids()?);
     Ok(pids)
+}
+
+/// Kilobytes of memory of a process; a page that several share counts in parts (PSS).
+///
+/// # Errors
+/// The process has gone.
+pub fn pss(pid: u32) -> Result<f64> {
+    field(
+        &fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?,
+        "Pss",
+    )
 }
 
 impl Idle {

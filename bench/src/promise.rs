@@ -1,19 +1,22 @@
 //! What SPECIFICATION.md promises, held against what was measured.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::figures::Figures;
+use crate::http::{self, CONNECTIONS, Load, Served};
 use crate::kind::MODEL;
 use crate::life::Lives;
 use crate::memory::Idle;
+use crate::python::Starts;
+use crate::report::Report;
 
 /// A guarantee, and whether it is kept.
 #[derive(Serialize)]
 pub struct Promise {
     /// Its name in SPECIFICATION.md.
     pub name: String,
-    /// What was measured, as a share of the model's.
+    /// What was measured, as a share of what the model took.
     pub ratio: f64,
     /// The most that the ratio may be.
     pub bound: f64,
@@ -26,11 +29,20 @@ const LIFE: f64 = 0.5;
 /// An idle wasm container takes less memory than runc's: at most this share.
 const MEMORY: f64 = 1.0;
 
+/// A request's share of `wasmtime serve`'s time for one, with an instance of its own.
+const REQUEST: f64 = 0.5;
+/// The same, where instances are reused.
+const REUSE: f64 = 0.25;
+/// The slowest of a hundred requests takes no longer than under `wasmtime serve`.
+const SLOWEST: f64 = 1.0;
+/// CPython starts at most so many times as slowly as under `wasmtime run`.
+const PYTHON: f64 = 1.3;
+
 /// Checks every guarantee.
 ///
 /// # Errors
 /// A kind that a guarantee speaks of was not measured.
-pub fn check(alone: &[Lives], together: &[Lives], idle: &[Idle]) -> Result<Vec<Promise>> {
+pub fn check(of: &Report) -> Result<Vec<Promise>> {
     let mut promises = Vec::new();
     let mut promise = |name: String, ratio: f64, bound: f64| {
         promises.push(Promise {
@@ -41,11 +53,67 @@ pub fn check(alone: &[Lives], together: &[Lives], idle: &[Idle]) -> Result<Vec<P
         });
     };
     for kind in ["wasm", "wasm-tiny"] {
-        promise(format!("life.alone.{kind}"), life(alone, kind)?, LIFE);
-        promise(format!("life.together.{kind}"), life(together, kind)?, LIFE);
+        promise(format!("life.alone.{kind}"), life(&of.alone, kind)?, LIFE);
+        promise(
+            format!("life.together.{kind}"),
+            life(&of.together, kind)?,
+            LIFE,
+        );
     }
-    promise("memory.idle.wasm".to_owned(), memory(idle, "wasm")?, MEMORY);
+    promise(
+        "memory.idle.wasm".to_owned(),
+        memory(&of.idle, "wasm")?,
+        MEMORY,
+    );
+    for (kind, bound) in [("http", REQUEST), ("http-reuse", REUSE)] {
+        for (at, connections) in CONNECTIONS.iter().enumerate() {
+            promise(
+                format!("{kind}.time.{connections}"),
+                served(&of.http, kind, at, |load| 1.0 / load.rate())?,
+                bound,
+            );
+            promise(
+                format!("{kind}.p99.{connections}"),
+                served(&of.http, kind, at, |load| load.p99)?,
+                SLOWEST,
+            );
+        }
+    }
+    promise("python.again".to_owned(), python(&of.python)?, PYTHON);
     Ok(promises)
+}
+
+/// The median, over all turns, of a figure of a kind of server as a share of the model's in the same
+/// turn, with the connections that are number `at`.
+///
+/// # Errors
+/// The kind or the model was not measured.
+pub fn served(all: &[Served], kind: &str, at: usize, figure: impl Fn(&Load) -> f64) -> Result<f64> {
+    let of = |name: &str| {
+        let found = all.iter().find(|served| served.kind == name);
+        found.with_context(|| format!("no server of the kind {name} was measured"))
+    };
+    let (kind, model) = (of(kind)?, of(http::MODEL)?);
+    let pairs = kind.loads[at].iter().zip(&model.loads[at]);
+    Ok(median(
+        pairs.map(|(ours, theirs)| figure(ours) / figure(theirs)),
+    ))
+}
+
+/// The median of a start of CPython in a container as a share of one under `wasmtime run`.
+///
+/// # Errors
+/// It was not measured.
+pub fn python(starts: &[Starts]) -> Result<f64> {
+    let [theirs, ours] = starts else {
+        bail!("no start of CPython was measured");
+    };
+    let pairs = ours.again.iter().zip(&theirs.again);
+    Ok(median(pairs.map(|(ours, theirs)| ours / theirs)))
+}
+
+fn median(ratios: impl Iterator<Item = f64>) -> f64 {
+    Figures::of(ratios.collect()).median
 }
 
 /// The median, over all turns, of a kind's time as a share of the model's in the same turn.
@@ -58,7 +126,7 @@ pub fn life(lives: &[Lives], kind: &str) -> Result<f64> {
     };
     let (kind, model) = (of(kind)?, of(MODEL)?);
     let pairs = kind.turns.iter().zip(&model.turns);
-    Ok(Figures::of(pairs.map(|(ours, theirs)| ours / theirs).collect()).median)
+    Ok(median(pairs.map(|(ours, theirs)| ours / theirs)))
 }
 
 /// A kind's memory as a share of the model's.

@@ -7,10 +7,13 @@ use anyhow::Result;
 use lighter_test::{Version, run};
 use serde::Serialize;
 
-use crate::kind::MODEL;
+use crate::figures::Figures;
+use crate::http::{CONNECTIONS, Served};
 use crate::life::{Lives, PHASES, TOGETHER};
 use crate::memory::Idle;
 use crate::promise::{self, Promise};
+use crate::python::Starts;
+use crate::wasmtime::Wasmtime;
 
 /// Everything that was measured.
 #[derive(Serialize)]
@@ -23,6 +26,10 @@ pub struct Report {
     pub together: Vec<Lives>,
     /// Idle containers.
     pub idle: Vec<Idle>,
+    /// Servers of requests over HTTP.
+    pub http: Vec<Served>,
+    /// Starts of CPython.
+    pub python: Vec<Starts>,
     /// The guarantees.
     pub promises: Vec<Promise>,
 }
@@ -31,7 +38,7 @@ pub struct Report {
 ///
 /// # Errors
 /// An engine that is missing or does not tell its version.
-pub fn machine() -> Result<Vec<String>> {
+pub fn machine(wasmtime: &Wasmtime) -> Result<Vec<String>> {
     let first = |text: String| text.lines().next().unwrap_or_default().to_owned();
     let containerd = Version::V2_1.programs()?.join("containerd");
     let cores = thread::available_parallelism()?;
@@ -44,6 +51,10 @@ pub fn machine() -> Result<Vec<String>> {
         format!("Linux {}", first(run("uname", &["-r"])?)),
         first(run(&containerd.display().to_string(), &["--version"])?),
         first(run("runc", &["--version"])?),
+        first(run(
+            &wasmtime.program().display().to_string(),
+            &["--version"],
+        )?),
     ])
 }
 
@@ -53,7 +64,12 @@ impl Display for Report {
         lives(f, "one at a time", &self.alone)?;
         lives(f, &format!("{TOGETHER} at a time"), &self.together)?;
         idle(f, &self.idle)?;
-        writeln!(f, "\nguarantees (SPECIFICATION.md), as shares of {MODEL}")?;
+        http(f, &self.http)?;
+        python(f, &self.python)?;
+        writeln!(
+            f,
+            "\nguarantees (SPECIFICATION.md), as shares of the model's"
+        )?;
         for promise in &self.promises {
             let Promise {
                 name,
@@ -124,6 +140,51 @@ fn idle(f: &mut Formatter<'_>, idle: &[Idle]) -> fmt::Result {
             of.threads,
             parts.join(", ")
         )?;
+    }
+    Ok(())
+}
+
+/// A table of servers: how they answer, a row for each number of connections, and what they take.
+fn http(f: &mut Formatter<'_>, all: &[Served]) -> fmt::Result {
+    writeln!(f, "\nrequests over HTTP, a component that says hello")?;
+    let columns = ["connections", "requests/s", "ratio", "p50 ms", "p99 ms"];
+    write!(f, "  {:16}", "")?;
+    for column in columns {
+        write!(f, "{column:>13}")?;
+    }
+    writeln!(f)?;
+    for of in all {
+        for (at, connections) in CONNECTIONS.iter().enumerate() {
+            let ratio = promise::served(all, of.kind, at, |load| load.rate());
+            let median = |figure: fn(&_) -> f64| of.figures(at, figure).median;
+            writeln!(
+                f,
+                "  {:16}{connections:>13}{:>13.0}{:>13.2}{:>13.2}{:>13.2}",
+                if at == 0 { of.kind } else { "" },
+                median(|load| load.rate()),
+                ratio.map_err(|_| fmt::Error)?,
+                median(|load| load.p50),
+                median(|load| load.p99),
+            )?;
+        }
+        writeln!(
+            f,
+            "  {:16}first answer after {:.1} ms; {:.0} kB amid {} connections",
+            "",
+            Figures::of(of.starts.clone()).median,
+            Figures::of(of.memory.clone()).median,
+            CONNECTIONS[CONNECTIONS.len() - 1],
+        )?;
+    }
+    Ok(())
+}
+
+fn python(f: &mut Formatter<'_>, starts: &[Starts]) -> fmt::Result {
+    writeln!(f, "\nCPython prints a line and ends, in ms")?;
+    writeln!(f, "  {:16}{:>13}{:>13}", "", "compiled", "again")?;
+    for of in starts {
+        let again = Figures::of(of.again.clone()).median;
+        writeln!(f, "  {:16}{:>13.0}{again:>13.1}", of.kind, of.first)?;
     }
     Ok(())
 }

@@ -266,6 +266,15 @@ impl<'a> Builder<'a> {
         })
     }
 
+    /// Stays in the network that the daemon is in.
+    pub fn host_network(self) -> Self {
+        self.spec(|spec| {
+            if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+                namespaces.retain(|namespace| namespace["type"] != "network");
+            }
+        })
+    }
+
     /// Changes the specification in any way.
     pub fn spec(mut self, change: impl FnOnce(&mut Value)) -> Self {
         change(&mut self.spec);

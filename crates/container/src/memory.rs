@@ -34,7 +34,7 @@ impl OomKills {
 /// How errors for want of memory (ENOMEM) read where libcontainer's processes pass them on, as text.
 const REFUSED: [&str; 2] = ["ENOMEM", "Cannot allocate memory"];
 
-fn explain(reason: &str, killed: bool, limit: Option<u64>) -> String {
+fn explain(reason: &str, killed: bool, limit: Option<i64>) -> String {
     let cause = if killed {
         "the kernel has killed a process for want of memory"
     } else if REFUSED.iter().any(|word| reason.contains(word)) {
@@ -70,7 +70,10 @@ mod tests {
             assert!(text.contains(words), "{text}");
             assert!(text.ends_with("memory limit is 4096 bytes"), "{text}");
         }
-        assert_eq!(explain("unshare: EPERM", false, Some(4096)), "unshare: EPERM");
+        assert_eq!(
+            explain("unshare: EPERM", false, Some(4096)),
+            "unshare: EPERM"
+        );
     }
 
     #[test]

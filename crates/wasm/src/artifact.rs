@@ -7,7 +7,7 @@
 //! |---|---|
 //! | n | what the module was called when it was compiled, for people |
 //! | 1 | n, at most 255 |
-//! | 1 | kind: 0 a core module, 1 a component, 2 a component that serves HTTP |
+//! | 1 | kind: 0 a core module, 1 a component, 2 and 3 a component that serves HTTP |
 //! | 32 | SHA-256 of the wasm that the code was made from |
 //! | 32 | SHA-256 of all that stands before this field |
 //! | 8 | [`FORMAT`] |
@@ -23,7 +23,7 @@ use crate::digest::{self, Digest};
 use crate::recall::Memory;
 
 /// Ends every artifact, and names the version of this layout and of how each kind is compiled.
-pub(crate) const FORMAT: &[u8; 8] = b"lighter3";
+pub(crate) const FORMAT: &[u8; 8] = b"lighter4";
 
 /// What was compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,8 +33,12 @@ pub enum Kind {
     Module,
     /// A component.
     Component,
-    /// A component that serves HTTP, whose code differs (`engine::server_engine`).
+    /// A component that serves HTTP, one request at a time in an instance; its code differs
+    /// (`engine::server_engine`).
     Server,
+    /// A component that serves HTTP, several requests at a time in an instance.
+    #[serde(rename = "concurrent-server")]
+    ConcurrentServer,
 }
 
 impl fmt::Display for Kind {
@@ -42,7 +46,7 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Self::Module => "module",
             Self::Component => "component",
-            Self::Server => "http",
+            Self::Server | Self::ConcurrentServer => "http",
         })
     }
 }
@@ -59,6 +63,7 @@ pub(crate) fn seal(file: &File, kind: Kind, module: &Digest, name: &str) -> io::
         Kind::Module => 0,
         Kind::Component => 1,
         Kind::Server => 2,
+        Kind::ConcurrentServer => 3,
     };
     let mut footer = name.as_bytes().to_vec();
     footer.extend([name.len() as u8, kind]);
@@ -122,6 +127,7 @@ impl Footer {
             0 => Some(Kind::Module),
             1 => Some(Kind::Component),
             2 => Some(Kind::Server),
+            3 => Some(Kind::ConcurrentServer),
             _ => None,
         }
     }

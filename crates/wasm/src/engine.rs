@@ -27,6 +27,16 @@ pub(crate) fn engine(flags: &Flags) -> Result<Engine> {
     Engine::new(&config(flags))
 }
 
+/// Whether code may run concurrently within one instance, as WASI 0.3 has it. What does not need
+/// that is called in a fraction of the time without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Concurrency {
+    /// One call at a time; no WASI 0.3.
+    Off,
+    /// As wasmtime does by itself.
+    On,
+}
+
 /// Makes an engine for guests that serve requests, like [`engine`], but its native code looks at a
 /// clock (wasmtime's epoch) now and then, so that one request cannot keep a thread for ever. That
 /// costs a few hundredths of the speed.
@@ -36,11 +46,17 @@ pub(crate) fn engine(flags: &Flags) -> Result<Engine> {
 ///
 /// # Errors
 /// As [`engine`].
-pub(crate) fn server_engine(flags: &Flags, pool: Option<&Pool>) -> Result<Engine> {
+pub(crate) fn server_engine(
+    flags: &Flags,
+    concurrency: Concurrency,
+    pool: Option<PoolingAllocationConfig>,
+) -> Result<Engine> {
     let mut config = config(flags);
-    config.epoch_interruption(true);
+    config
+        .epoch_interruption(true)
+        .concurrency_support(concurrency == Concurrency::On);
     if let Some(pool) = pool {
-        config.allocation_strategy(allocation(pool));
+        config.allocation_strategy(pool);
     }
     Engine::new(&config)
 }
@@ -51,8 +67,9 @@ const CORE_INSTANCES: u32 = 64;
 const MEMORIES: u32 = 4;
 const TABLES: u32 = 16;
 
-fn allocation(of: &Pool) -> PoolingAllocationConfig {
-    let instances = of.instances.0;
+/// Room for as many instances as `of` says, and `spare` ones.
+pub(crate) fn pool(of: &Pool, spare: u32) -> PoolingAllocationConfig {
+    let instances = of.instances.0 + spare;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
         .max_core_instances_per_component(CORE_INSTANCES)
@@ -100,12 +117,20 @@ pub(crate) fn module_linker(engine: &Engine) -> Result<wasmtime::Linker<State>> 
 
 /// What components may import: WASI 0.2 and 0.3, with requests over HTTP, `wasi:config`, and what
 /// `flags` allow.
-pub(crate) fn component_linker(engine: &Engine, flags: &Flags) -> Result<component::Linker<State>> {
+///
+/// `concurrency` is that of the engine.
+pub(crate) fn component_linker(
+    engine: &Engine,
+    concurrency: Concurrency,
+    flags: &Flags,
+) -> Result<component::Linker<State>> {
     let mut linker = component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    if concurrency == Concurrency::On {
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    }
     wasmtime_wasi_config::add_to_linker(&mut linker, State::config)?;
     if flags.keyvalue {
         wasmtime_wasi_keyvalue::add_to_linker(&mut linker, State::keyvalue)?;

@@ -14,9 +14,9 @@ use wasmtime::{Engine, ExternType, FuncType, Module, ValType};
 use wasmtime_wasi::{p2, p3};
 
 use crate::artifact::{self, Kind};
-use crate::engine;
+use crate::engine::{self, Concurrency};
 use crate::guest::{ComponentEntry, Entry, Guest, Work};
-use crate::serve::Server;
+use crate::serve::{self, Server};
 use crate::settings::{Flags, Settings};
 use crate::state::State;
 use crate::{names, signals};
@@ -71,7 +71,7 @@ impl World {
     fn new(flags: &Flags) -> wasmtime::Result<Self> {
         let engine = engine::engine(flags)?;
         let modules = engine::module_linker(&engine)?;
-        let components = engine::component_linker(&engine, flags)?;
+        let components = engine::component_linker(&engine, Concurrency::On, flags)?;
         Ok(Self {
             engine,
             modules,
@@ -120,9 +120,14 @@ impl Host {
             .ok_or_else(|| LoadError::Artifact("it does not end as one".into()))?;
         let set_up = |error| LoadError::Engine(format!("{error:#}"));
         let flags = settings.flags();
-        let (engine, work) = if kind == Kind::Server {
-            let (engine, linker) = for_servers(&flags, &settings).map_err(set_up)?;
-            let work = load_component(&engine, &linker, &flags, artifact, function)?;
+        let concurrency = match kind {
+            Kind::Server => Some(Concurrency::Off),
+            Kind::ConcurrentServer => Some(Concurrency::On),
+            Kind::Module | Kind::Component => None,
+        };
+        let (engine, work) = if let Some(concurrency) = concurrency {
+            let (engine, linker) = for_servers(&flags, concurrency, &settings).map_err(set_up)?;
+            let work = load_component(&engine, &linker, concurrency, &flags, artifact, function)?;
             (engine, work)
         } else if flags == Flags::default() {
             self.0.load(kind, &flags, artifact, function)?
@@ -141,10 +146,12 @@ impl Host {
 /// The engine of guests that serve requests, of which there are few: not made beforehand.
 fn for_servers(
     flags: &Flags,
+    concurrency: Concurrency,
     settings: &Settings,
 ) -> wasmtime::Result<(Engine, component::Linker<State>)> {
-    let engine = engine::server_engine(flags, Some(&settings.pool))?;
-    let linker = engine::component_linker(&engine, flags)?;
+    let pool = engine::pool(&settings.pool, serve::spare_instances());
+    let engine = engine::server_engine(flags, concurrency, Some(pool))?;
+    let linker = engine::component_linker(&engine, concurrency, flags)?;
     Ok((engine, linker))
 }
 
@@ -159,9 +166,14 @@ impl World {
     ) -> Result<(Engine, Work), LoadError> {
         let work = match kind {
             Kind::Module => Work::Once(self.load_module(artifact, function)?),
-            Kind::Component | Kind::Server => {
-                load_component(&self.engine, &self.components, flags, artifact, function)?
-            }
+            Kind::Component | Kind::Server | Kind::ConcurrentServer => load_component(
+                &self.engine,
+                &self.components,
+                Concurrency::On,
+                flags,
+                artifact,
+                function,
+            )?,
         };
         Ok((self.engine.clone(), work))
     }
@@ -210,6 +222,7 @@ impl World {
 fn load_component(
     engine: &Engine,
     linker: &component::Linker<State>,
+    concurrency: Concurrency,
     flags: &Flags,
     artifact: File,
     function: Option<&str>,
@@ -224,7 +237,7 @@ fn load_component(
     let exports = || list(exports.exports(engine).map(|(name, _)| name.to_owned()));
     let entry = match function {
         None => {
-            if let Some(server) = Server::of(&pre) {
+            if let Some(server) = Server::of(&pre, concurrency) {
                 return Ok(Work::Serve(server));
             } else if let Ok(indices) = p3::bindings::CommandIndices::new(&pre) {
                 ComponentEntry::Run3(indices)

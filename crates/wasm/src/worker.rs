@@ -17,8 +17,10 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module, UnknownImportError};
 
 use crate::artifact::Kind;
+use crate::engine::Concurrency;
+use crate::serve::Handler;
 use crate::settings::Flags;
-use crate::{compose, engine, sandbox, serve};
+use crate::{compose, engine, sandbox};
 
 /// The first argument with which a program has to call [`worker_main`]. The second is the worker's own.
 pub const WORKER_ACTION: &str = "compile-worker";
@@ -91,14 +93,23 @@ fn compile(wasm: &[u8], flags: &Flags) -> Result<(Kind, Vec<u8>), String> {
         return Err("the file is empty".into());
     }
     if is_component(wasm) {
-        let (kind, engine) = match serves_http(wasm) {
-            true => (Kind::Server, engine::server_engine(flags, None)),
-            false => (Kind::Component, engine::engine(flags)),
+        let compile = |kind, concurrency, engine: wasmtime::Result<Engine>| {
+            let code = compile_component(wasm, &engine.map_err(text)?, concurrency, flags)?;
+            Ok((kind, code))
         };
-        let engine = engine.map_err(text)?;
-        let component = Component::from_binary(&engine, wasm).map_err(text)?;
-        check_component(&engine, flags, &component)?;
-        Ok((kind, component.serialize().map_err(text)?))
+        let server = |kind, concurrency| {
+            let engine = engine::server_engine(flags, concurrency, None);
+            compile(kind, concurrency, engine)
+        };
+        let concurrently = || server(Kind::ConcurrentServer, Concurrency::On);
+        match handler(wasm) {
+            None => compile(Kind::Component, Concurrency::On, engine::engine(flags)),
+            Some(Handler::P3) => concurrently(),
+            // It may still have something of 0.3 in it.
+            Some(Handler::P2) => {
+                server(Kind::Server, Concurrency::Off).or_else(|_: String| concurrently())
+            }
+        }
     } else {
         if let Some((module, name)) = foreign_import(wasm) {
             return Err(unknown_import(module, name));
@@ -115,9 +126,25 @@ pub(crate) fn is_component(wasm: &[u8]) -> bool {
     wasm.get(6..8) == Some(&[1, 0])
 }
 
-/// Whether a component exports a handler of HTTP requests. What is malformed does not; the
-/// compiler tells what is wrong with it.
-fn serves_http(wasm: &[u8]) -> bool {
+fn compile_component(
+    wasm: &[u8],
+    engine: &Engine,
+    concurrency: Concurrency,
+    flags: &Flags,
+) -> Result<Vec<u8>, String> {
+    let component = Component::from_binary(engine, wasm).map_err(text)?;
+    let linker = engine::component_linker(engine, concurrency, flags).map_err(text)?;
+    linker.instantiate_pre(&component).map_err(|error| {
+        let imports = engine::component_imports(flags);
+        format!("{}; {imports}", text(error))
+    })?;
+    component.serialize().map_err(text)
+}
+
+/// The handler of HTTP requests that a component exports, the newest. What is malformed has none;
+/// the compiler tells what is wrong with it.
+fn handler(wasm: &[u8]) -> Option<Handler> {
+    let mut found = None;
     let mut depth = 0;
     for payload in Parser::new(0).parse_all(wasm) {
         match payload {
@@ -125,15 +152,13 @@ fn serves_http(wasm: &[u8]) -> bool {
             Ok(Payload::End(_)) => depth -= 1,
             Ok(Payload::ComponentExportSection(exports)) if depth == 1 => {
                 let names = exports.into_iter().flatten().map(|export| export.name.name);
-                if names.into_iter().any(serve::is_handler) {
-                    return true;
-                }
+                found = names.filter_map(Handler::named).chain(found).max();
             }
             Ok(_) => {}
-            Err(_) => return false,
+            Err(_) => return None,
         }
     }
-    false
+    found
 }
 
 /// An import of a core module from where nothing is provided. Looked for beforehand, since a large
@@ -169,18 +194,6 @@ fn unknown_import(module: &str, name: &str) -> String {
         "it imports {module:?}.{name:?}, which nothing provides; a module may import WASI 0.1 \
          (\"wasi_snapshot_preview1\") and nothing else"
     )
-}
-
-fn check_component(engine: &Engine, flags: &Flags, component: &Component) -> Result<(), String> {
-    let linker = engine::component_linker(engine, flags).map_err(text)?;
-    match linker.instantiate_pre(component) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(format!(
-            "{}; {}",
-            text(error),
-            engine::component_imports(flags)
-        )),
-    }
 }
 
 /// The error and its causes on one line.

@@ -18,15 +18,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use wasmtime_wasi_http::handler::{
-    ExpirationError, InstantiationError, ProxyHandler, TrapOrPanicError,
-};
 use wasmtime_wasi_http::{Error, WasiBody};
 
-use super::instances::Instances;
+use super::Guests;
+use super::failure::Failure;
 use super::log::Entry;
 use super::settings::Settings;
-use crate::guest::{complain, tell};
+use crate::guest::complain;
 
 /// How connections are served.
 pub(super) struct Protocol(Builder<TokioExecutor>);
@@ -55,14 +53,14 @@ impl Protocol {
     pub(super) async fn serve(
         &self,
         stream: TcpStream,
-        handler: ProxyHandler<Instances>,
+        guests: Guests,
         mut ending: watch::Receiver<bool>,
     ) {
         // One that has broken off has none.
         let client = stream
             .peer_addr()
             .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
-        let service = service_fn(move |request| answer_and_log(handler.clone(), client, request));
+        let service = service_fn(move |request| answer_and_log(guests.clone(), client, request));
         let mut connection = pin!(self.0.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             // A client that breaks off or talks nonsense has been told so; nobody else cares.
@@ -76,16 +74,16 @@ impl Protocol {
 
 /// As [`answer`], with a line about it if that is set.
 async fn answer_and_log(
-    handler: ProxyHandler<Instances>,
+    guests: Guests,
     client: IpAddr,
     request: Request<Incoming>,
 ) -> Result<Response<WasiBody>, Infallible> {
-    let instances = handler.state();
-    let entry = match instances.settings.set.http.log {
-        true => Some(Entry::new(&instances.stdout, client, &request)),
+    let maker = guests.maker();
+    let entry = match maker.settings.set.http.log {
+        true => Some(Entry::new(&maker.stdout, client, &request)),
         false => None,
     };
-    let response = answer(handler, request).await?;
+    let response = answer(guests, request).await?;
     Ok(match entry {
         Some(entry) => entry.of(response),
         None => response,
@@ -94,19 +92,17 @@ async fn answer_and_log(
 
 /// Has the guest answer `request`, or says why it does not.
 async fn answer(
-    handler: ProxyHandler<Instances>,
+    guests: Guests,
     request: Request<Incoming>,
 ) -> Result<Response<WasiBody>, Infallible> {
-    let instances = handler.state();
-    let name = instances.name();
-    let settings = &instances.settings;
+    let maker = guests.maker();
+    let (name, settings) = (maker.name(), &maker.settings);
     if let Some(refusal) = refuse(&request, settings.max_body) {
         return Ok(refusal);
     }
-    let Some(counted) = instances.shared.requests.take(settings.max_requests) else {
+    let Some(counted) = maker.shared.requests.take(settings.max_requests) else {
         return Ok(busy("too many requests at a time"));
     };
-    let asked = format!("{} {}", request.method(), request.uri().path());
     let too_large = Arc::new(AtomicBool::new(false));
     let request = request.map(|body| {
         let limited = Limited {
@@ -117,40 +113,44 @@ async fn answer(
         limited.boxed_unsync()
     });
     let begun = Instant::now();
-    let answered = handler.handle((), request).await;
+    let counted = Arc::new(counted);
+    let answered = guests.handle(request, counted.clone()).await;
     if too_large.load(Ordering::Relaxed) {
         return Ok(body_too_large(settings.max_body));
     }
-    Ok(match answered {
-        Ok(response) => response.map(|body| {
-            let counted = Held {
-                body,
-                _counted: counted,
-            };
-            counted.boxed_unsync()
-        }),
+    let late = || {
+        let time = settings.longer_than();
+        say(
+            StatusCode::GATEWAY_TIMEOUT,
+            format!("the guest took {time}"),
+        )
+    };
+    let failure = match answered {
+        Ok(response) => {
+            return Ok(response.map(|body| {
+                let counted = Held {
+                    body,
+                    _counted: counted,
+                };
+                counted.boxed_unsync()
+            }));
+        }
+        Err(failure) => failure,
+    };
+    Ok(match failure {
+        Failure::Late => late(),
         // Also where an instance that never pauses had to be ended as a whole: the error then tells
         // of a request that came to nothing.
-        Err(error) if error.is::<ExpirationError>() || begun.elapsed() >= settings.request_time => {
-            let time = format!("longer than {} s", settings.request_time.as_secs());
-            tell(&format!("{name}: a request took {time}: {asked}\n"));
-            say(
-                StatusCode::GATEWAY_TIMEOUT,
-                format!("the guest took {time}"),
-            )
+        _ if begun.elapsed() >= settings.request_time => late(),
+        Failure::Trapped => failed(),
+        Failure::NoInstance(error) => {
+            complain(&format!("{name}: no instance can be made"), &error);
+            busy("no instance of the guest can be made")
         }
-        // Whoever found it has written what happened.
-        Err(error) if error.is::<TrapOrPanicError>() => failed(),
-        Err(error) => match error.downcast_ref::<InstantiationError<()>>() {
-            Some(failure) => {
-                complain(&format!("{name}: no instance can be made"), &failure.error);
-                busy("no instance of the guest can be made")
-            }
-            None => {
-                complain(name, &error);
-                failed()
-            }
-        },
+        Failure::Other(error) => {
+            complain(name, &error);
+            failed()
+        }
     })
 }
 

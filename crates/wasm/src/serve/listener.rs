@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZero;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -13,13 +12,12 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use wasmtime::Engine;
-use wasmtime_wasi_http::handler::ProxyHandler;
 
-use super::Pre;
 use super::connection::Protocol;
-use super::instances::Instances;
+use super::maker::Maker;
 use super::settings::{Settings, TICK};
 use super::shared::{Count, Counted, Shared};
+use super::{Guests, Pre, threads};
 use crate::guest::{Invocation, tell};
 use crate::signals;
 use crate::stdio::Output;
@@ -52,21 +50,17 @@ pub(super) fn serve(
     let output = || -> io::Result<_> { Ok((Output::stdout()?, Output::stderr()?)) };
     let (stdout, stderr) =
         output().map_err(|error| failed("cannot duplicate its streams", error))?;
-    let (invocation, settings) = (Arc::new(invocation.clone()), Arc::new(settings));
-    let threads = thread::available_parallelism().map_or(1, NonZero::get);
-    let servers: io::Result<Vec<Server>> = (0..threads)
-        .map(|_| {
-            let instances = Instances {
-                engine: engine.clone(),
-                pre: pre.clone(),
-                invocation: invocation.clone(),
-                settings: settings.clone(),
-                stdout: stdout.clone(),
-                stderr: stderr.clone(),
-                shared: shared.clone(),
-            };
-            Server::start(instances, ending.clone())
-        })
+    let settings = Arc::new(settings);
+    let maker = Maker {
+        engine: engine.clone(),
+        invocation: Arc::new(invocation.clone()),
+        settings: settings.clone(),
+        stdout,
+        stderr,
+        shared: shared.clone(),
+    };
+    let servers: io::Result<Vec<Server>> = (0..threads())
+        .map(|_| Server::start(pre.clone().guests(maker.clone()), ending.clone()))
         .collect();
     let servers = servers.map_err(|error| failed("cannot start a thread", error))?;
     runtime.block_on(async {
@@ -170,21 +164,21 @@ struct Given {
 }
 
 impl Server {
-    fn start(instances: Instances, ending: watch::Receiver<bool>) -> io::Result<Self> {
+    fn start(guests: Guests, ending: watch::Receiver<bool>) -> io::Result<Self> {
         let (given, mut taken) = mpsc::unbounded_channel::<Given>();
         let runtime = event_loop()?;
         let work = async move {
-            let protocol = Arc::new(Protocol::new(&instances.settings));
-            let handler = ProxyHandler::new(instances);
+            let protocol = Arc::new(Protocol::new(&guests.maker().settings));
+            guests.prepare();
             while let Some(Given { stream, counted }) = taken.recv().await {
                 // It was made by this program's other event loop and is in order.
                 let Ok(stream) = TcpStream::from_std(stream) else {
                     continue;
                 };
-                let (protocol, handler) = (protocol.clone(), handler.clone());
+                let (protocol, guests) = (protocol.clone(), guests.clone());
                 let ending = ending.clone();
                 tokio::spawn(async move {
-                    protocol.serve(stream, handler, ending).await;
+                    protocol.serve(stream, guests, ending).await;
                     drop(counted);
                 });
             }

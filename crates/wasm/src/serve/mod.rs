@@ -6,50 +6,154 @@
 //! given, the guest's code included, from beginning to end, so that a request crosses no thread.
 //!
 //! Reading order: [`Server`], `settings`, `listener`, `connection` (what a client is told),
-//! `log` (a line a request), `instances` (where guests come from and go), `shared` (what the
-//! threads know of each other).
+//! `log` (a line a request), `maker` (what instances are made from); `plain` and `call` (guests of
+//! WASI 0.2), `concurrent` (those of 0.3); `shared` (what the threads know of each other).
 
+mod call;
+mod concurrent;
 mod connection;
-mod instances;
+mod failure;
 mod listener;
 mod log;
+mod maker;
+mod plain;
 mod settings;
 mod shared;
 
+use std::num::NonZero;
+use std::sync::Arc;
+use std::thread;
+
+use hyper::{Request, Response};
 use wasmtime::Engine;
 use wasmtime::component::InstancePre;
-use wasmtime_wasi_http::{p2, p3};
+use wasmtime_wasi_http::handler::{ProxyHandler, ProxyPre};
+use wasmtime_wasi_http::{WasiBody, p2, p3};
 
-use std::sync::Arc;
-
+use crate::engine::Concurrency;
 use crate::guest::{EXIT_HOST_FAILURE, Invocation};
 use crate::state::State;
+use concurrent::Concurrent;
+use failure::Failure;
+use maker::Maker;
+use plain::Plain;
 use settings::Settings;
+use shared::Counted;
 
-/// Whether a component that exports `name` handles requests.
-pub(crate) fn is_handler(name: &str) -> bool {
-    name.starts_with("wasi:http/incoming-handler@0.2.")
-        || name.starts_with("wasi:http/handler@0.3.")
+/// What a component handles requests by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Handler {
+    /// `wasi:http/incoming-handler` of WASI 0.2.
+    P2,
+    /// `wasi:http/handler` of WASI 0.3.
+    P3,
+}
+
+impl Handler {
+    /// That which an export of this name is, if it is one.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        if name.starts_with("wasi:http/incoming-handler@0.2.") {
+            Some(Self::P2)
+        } else if name.starts_with("wasi:http/handler@0.3.") {
+            Some(Self::P3)
+        } else {
+            None
+        }
+    }
+}
+
+/// How many instances there can be beside those that are at requests: of each thread one that waits
+/// for a request and one that has had it.
+pub(crate) fn spare_instances() -> u32 {
+    2 * threads() as u32
+}
+
+/// How many threads serve: as many as the container may use processors.
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 /// A component that handles requests, linked.
 pub(crate) struct Server(Pre);
 
-/// By the version of its world.
 #[derive(Clone)]
 enum Pre {
-    P2(p2::bindings::ProxyPre<State>),
-    P3(p3::bindings::ServicePre<State>),
+    Plain(p2::bindings::ProxyPre<State>),
+    Concurrent(Arc<ProxyPre<State>>),
+}
+
+impl Pre {
+    /// What one thread serves with.
+    fn guests(self, maker: Maker) -> Guests {
+        match self {
+            Self::Plain(pre) => Guests::Plain(Arc::new(Plain::new(maker, pre))),
+            Self::Concurrent(pre) => {
+                Guests::Concurrent(ProxyHandler::new(Concurrent { maker, pre }))
+            }
+        }
+    }
+}
+
+/// The guests of one thread.
+#[derive(Clone)]
+enum Guests {
+    Plain(Arc<Plain>),
+    Concurrent(ProxyHandler<Concurrent>),
+}
+
+impl Guests {
+    fn maker(&self) -> &Maker {
+        match self {
+            Self::Plain(plain) => &plain.maker,
+            Self::Concurrent(handler) => &handler.state().maker,
+        }
+    }
+
+    /// Has a guest ready before the first request, where that is of use.
+    fn prepare(&self) {
+        if let Self::Plain(plain) = self {
+            tokio::spawn(plain.clone().prepare());
+        }
+    }
+
+    /// Has a guest answer `request`, which counts until `counted` is gone.
+    async fn handle(
+        &self,
+        request: Request<WasiBody>,
+        counted: Arc<Counted>,
+    ) -> Result<Response<WasiBody>, Failure> {
+        match self {
+            Self::Plain(plain) => plain.handle(request, counted).await,
+            Self::Concurrent(handler) => {
+                let asked = asked(&request);
+                let answered = handler.handle((), request).await.map_err(Failure::from);
+                if let Err(Failure::Late) = answered {
+                    self.maker().tell_late(&asked);
+                }
+                answered
+            }
+        }
+    }
+}
+
+/// A request, for a message.
+fn asked<B>(request: &Request<B>) -> String {
+    format!("{} {}", request.method(), request.uri().path())
 }
 
 impl Server {
-    /// The server that this component is, if it is one.
-    pub(crate) fn of(pre: &InstancePre<State>) -> Option<Self> {
-        p3::bindings::ServicePre::new(pre.clone())
-            .map(Pre::P3)
-            .or_else(|_| p2::bindings::ProxyPre::new(pre.clone()).map(Pre::P2))
-            .map(Self)
-            .ok()
+    /// The server that this component is, if it is one. Its engine has `concurrency`.
+    pub(crate) fn of(pre: &InstancePre<State>, concurrency: Concurrency) -> Option<Self> {
+        let concurrent = |pre| Pre::Concurrent(Arc::new(pre));
+        let p2 = || p2::bindings::ProxyPre::new(pre.clone());
+        let pre = match concurrency {
+            Concurrency::Off => p2().map(Pre::Plain),
+            Concurrency::On => p3::bindings::ServicePre::new(pre.clone())
+                .map(ProxyPre::P3)
+                .or_else(|_| p2().map(ProxyPre::P2))
+                .map(concurrent),
+        };
+        pre.map(Self).ok()
     }
 
     /// Serves until SIGTERM or SIGINT. `started` is called when the port is open, or with the

@@ -113,6 +113,11 @@ impl Settings {
         })
     }
 
+    /// That a request took longer than it may, for a sentence.
+    pub(super) fn longer_than(&self) -> String {
+        format!("longer than {} s", self.request_time.as_secs())
+    }
+
     /// How many requests an instance of WASI 0.2 gets.
     pub(super) fn reuse_of_p2(&self) -> usize {
         self.reuse.unwrap_or(1)

@@ -1,5 +1,5 @@
-//! Instances of a guest that handles requests: wasmtime-wasi-http's handler says when it needs one,
-//! this makes it, limits it and takes it back.
+//! Guests that can be at several requests at a time: wasmtime-wasi-http's handler says when it needs
+//! an instance, this makes it, limits it and takes it back.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,86 +8,43 @@ use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 use wasmtime::component::GuestTaskId;
-use wasmtime::{Engine, Store, StoreContextMut};
+use wasmtime::{Store, StoreContextMut};
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::handler::{
-    HandlerState, Instance, Proxy, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
+    HandlerState, Instance, Proxy, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState,
+    WorkerStatus,
 };
 
-use super::Pre;
-use super::settings::{REUSE_AT_A_TIME, Settings};
-use super::shared::{Counted, Shared};
-use crate::guest::{Invocation, complain, limited_store, world};
+use super::maker::Maker;
+use super::settings::REUSE_AT_A_TIME;
+use super::shared::Counted;
+use crate::guest::complain;
 use crate::state::State;
-use crate::stdio::Output;
 
 /// Makes a guest's instances, for one thread.
-pub(super) struct Instances {
-    pub(super) engine: Engine,
-    pub(super) pre: Pre,
-    pub(super) invocation: Arc<Invocation>,
-    pub(super) settings: Arc<Settings>,
-    pub(super) stdout: Output,
-    pub(super) stderr: Output,
-    pub(super) shared: Arc<Shared>,
+pub(super) struct Concurrent {
+    pub(super) maker: Maker,
+    pub(super) pre: Arc<ProxyPre<State>>,
 }
 
-impl Instances {
-    /// The guest's name in messages.
-    pub(super) fn name(&self) -> &str {
-        self.invocation.args.first().map_or("guest", String::as_str)
-    }
-
-    fn store(&self) -> wasmtime::Result<Store<State>> {
-        let set = &self.settings.set;
-        let mut wasi = world(&self.invocation, set)?;
-        wasi.stdout(self.stdout.clone()).stderr(self.stderr.clone());
-        let memory = Some(self.settings.max_memory);
-        let mut store = limited_store(
-            &self.engine,
-            wasi,
-            set.clone(),
-            &self.invocation.env,
-            memory,
-        )?;
-        // At each tick of the clock a guest that computes lets others on, its time limit included.
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
-        Ok(store)
-    }
-}
-
-impl HandlerState for Instances {
+impl HandlerState for Concurrent {
     type StoreData = State;
     type WorkerExpiration = Expiration;
     type WorkerState = Worker;
 
     async fn instantiate(&self) -> wasmtime::Result<Instance<State, Expiration, Worker>> {
-        let counted = self.shared.instances.take(usize::MAX);
-        let mut store = self.store()?;
-        let make = async {
-            Ok(match &self.pre {
-                Pre::P2(pre) => (
-                    Proxy::P2(pre.instantiate_async(&mut store).await?),
-                    self.settings.reuse_of_p2(),
-                    1,
-                ),
-                Pre::P3(pre) => (
-                    Proxy::P3(pre.instantiate_async(&mut store).await?),
-                    self.settings.reuse_of_p3(),
-                    REUSE_AT_A_TIME,
-                ),
-            })
+        let maker = &self.maker;
+        let settings = &maker.settings;
+        let counted = maker.shared.instances.take(usize::MAX);
+        let mut store = maker.store()?;
+        let proxy = maker
+            .in_time(self.pre.instantiate_async(&mut store))
+            .await?;
+        let (requests, at_a_time) = match proxy {
+            Proxy::P2(_) => (settings.reuse_of_p2(), 1),
+            Proxy::P3(_) => (settings.reuse_of_p3(), REUSE_AT_A_TIME),
         };
-        let time = self.settings.request_time;
-        let made: wasmtime::Result<_> = match tokio::time::timeout(time, make).await {
-            Ok(made) => made,
-            Err(_) => Err(wasmtime::format_err!(
-                "its start took longer than {} s",
-                time.as_secs()
-            )),
-        };
-        let (proxy, requests, at_a_time) = made?;
+        let time = settings.request_time;
         Ok(Instance {
             store,
             proxy,
@@ -95,10 +52,10 @@ impl HandlerState for Instances {
             expiration: Expiration {
                 sleep: Box::pin(tokio::time::sleep(time)),
                 request_time: time,
-                idle_time: self.settings.set.http.idle_time.0,
+                idle_time: settings.set.http.idle_time.0,
             },
             state: Worker {
-                name: self.name().to_owned(),
+                name: maker.name().to_owned(),
                 requests,
                 at_a_time,
                 request_time: time,

@@ -1,0 +1,207 @@
+//! One request that a guest of WASI 0.2 is at.
+//!
+//! Whoever waits for the response, and then for its body, has the guest go on. So a request is the
+//! work of one task alone, and what the guest has written by the time it pauses goes out at once.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, SizeHint};
+use hyper::{Request, Response};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
+use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
+use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView as _};
+
+use super::asked;
+use super::failure::Failure;
+use super::plain::{Instance, Plain};
+use super::shared::Counted;
+use crate::guest::complain;
+
+type Answer = Result<Response<WasiBody>, ErrorCode>;
+
+/// A call of a guest. One that is dropped before its end goes on by itself.
+pub(super) struct Call {
+    /// `None` once it has ended.
+    work: Option<Work>,
+    answer: oneshot::Receiver<Answer>,
+}
+
+/// The part of a call that is left.
+struct Work {
+    plain: Arc<Plain>,
+    guest: Pin<Box<dyn Future<Output = (Instance, wasmtime::Result<()>)> + Send>>,
+    asked: String,
+    /// When its time is over; set when it first pauses.
+    limit: Option<Pin<Box<Sleep>>>,
+    _counted: [Arc<Counted>; 2],
+}
+
+impl Call {
+    /// Begins to call `instance`, which goes back to `plain` at the end.
+    pub(super) fn begin(
+        plain: Arc<Plain>,
+        mut instance: Instance,
+        request: Request<WasiBody>,
+        counted: Arc<Counted>,
+    ) -> wasmtime::Result<Self> {
+        instance.requests += 1;
+        let asked = asked(&request);
+        let (sender, answer) = oneshot::channel();
+        let mut http = instance.store.data_mut().http();
+        let request = http.new_incoming_request(Scheme::Http, request)?;
+        let response = http.new_response_outparam(sender)?;
+        let running = plain.maker.shared.instances.take(usize::MAX);
+        let running = Arc::new(running.ok_or_else(|| wasmtime::format_err!("too many instances"))?);
+        let guest = Box::pin(async move {
+            let Instance { store, proxy, .. } = &mut instance;
+            let handler = proxy.wasi_http_incoming_handler();
+            let result = handler.call_handle(store, request, response).await;
+            (instance, result)
+        });
+        Ok(Self {
+            work: Some(Work {
+                plain,
+                guest,
+                asked,
+                limit: None,
+                _counted: [counted, running],
+            }),
+            answer,
+        })
+    }
+
+    /// The guest's response, with a body that has the guest go on.
+    pub(super) async fn response(mut self) -> Result<Response<WasiBody>, Failure> {
+        let answer = poll_fn(|context| {
+            // Nothing of a response has been sent when its guest fails now.
+            let ended = self.poll(context)?;
+            match Pin::new(&mut self.answer).poll(context) {
+                Poll::Ready(Ok(answer)) => Poll::Ready(answer.map_err(Failure::of)),
+                Poll::Ready(Err(_)) if ended.is_ready() => {
+                    Poll::Ready(Err(Failure::Other(wasmtime::format_err!(
+                        "the guest returned without a response (response-outparam.set)"
+                    ))))
+                }
+                // It has given up the answer's resource, and is still at work.
+                Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
+            }
+        });
+        let response = answer.await?;
+        if let Some(work) = &mut self.work {
+            // What it does afterwards has its own time.
+            work.limit = None;
+        }
+        Ok(response.map(|body| {
+            let driven = Driven {
+                body,
+                call: self,
+                failed: false,
+            };
+            driven.boxed_unsync()
+        }))
+    }
+
+    /// Has the guest go on. Ready once it has ended.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let Some(work) = &mut self.work else {
+            return Poll::Ready(Ok(()));
+        };
+        let ended = work.poll(context);
+        if ended.is_ready() {
+            self.work = None;
+        }
+        ended
+    }
+}
+
+impl Work {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if let Poll::Ready((instance, result)) = self.guest.as_mut().poll(context) {
+            if let Err(error) = &result {
+                complain(self.plain.maker.name(), error);
+            }
+            self.plain.give_back(instance, result.is_ok());
+            return Poll::Ready(result.map_err(|_| Failure::Trapped));
+        }
+        let time = self.plain.maker.settings.request_time;
+        let limit = self
+            .limit
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
+        if limit.as_mut().poll(context).is_pending() {
+            return Poll::Pending;
+        }
+        self.plain.maker.tell_late(&self.asked);
+        Poll::Ready(Err(Failure::Late))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let Some(mut work) = self.work.take() else {
+            return;
+        };
+        // Without an event loop the server is ending.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                let _ = poll_fn(|context| work.poll(context)).await;
+            });
+        }
+    }
+}
+
+/// The body of a response whose guest may still be at it.
+struct Driven {
+    body: WasiBody,
+    call: Call,
+    failed: bool,
+}
+
+impl Body for Driven {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        loop {
+            match Pin::new(&mut self.body).poll_frame(context) {
+                // The body of a guest that failed looks as if it were whole.
+                Poll::Ready(None) if self.failed => {
+                    self.failed = false;
+                    let reason = "the guest failed".to_owned();
+                    return Poll::Ready(Some(Err(Error::InternalError(Some(reason)))));
+                }
+                Poll::Ready(frame) => return Poll::Ready(frame),
+                Poll::Pending if self.call.work.is_none() => return Poll::Pending,
+                Poll::Pending => {}
+            }
+            match self.call.poll(context) {
+                Poll::Ready(result) => self.failed = result.is_err(),
+                Poll::Pending => return Pin::new(&mut self.body).poll_frame(context),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        !self.failed && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Failure {
+    /// What the guest itself gave in place of a response.
+    fn of(code: ErrorCode) -> Self {
+        Self::Other(code.into())
+    }
+}

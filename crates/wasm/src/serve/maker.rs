@@ -1,0 +1,67 @@
+//! What instances of a guest that handles requests are made from.
+
+use std::sync::Arc;
+
+use wasmtime::{Engine, Store};
+
+use super::settings::Settings;
+use super::shared::Shared;
+use crate::guest::{Invocation, limited_store, tell, world};
+use crate::state::State;
+use crate::stdio::Output;
+
+/// Makes stores, for all threads.
+#[derive(Clone)]
+pub(super) struct Maker {
+    pub(super) engine: Engine,
+    pub(super) invocation: Arc<Invocation>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) stdout: Output,
+    pub(super) stderr: Output,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Maker {
+    /// The guest's name in messages.
+    pub(super) fn name(&self) -> &str {
+        self.invocation.args.first().map_or("guest", String::as_str)
+    }
+
+    /// A store whose guest lets others on at each tick of the clock, its time limit included.
+    pub(super) fn store(&self) -> wasmtime::Result<Store<State>> {
+        let set = &self.settings.set;
+        let mut wasi = world(&self.invocation, set)?;
+        wasi.stdout(self.stdout.clone()).stderr(self.stderr.clone());
+        let memory = Some(self.settings.max_memory);
+        let mut store = limited_store(
+            &self.engine,
+            wasi,
+            set.clone(),
+            &self.invocation.env,
+            memory,
+        )?;
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_async_yield_and_update(1);
+        Ok(store)
+    }
+
+    /// Writes that a request took too long, `asked` being its method and path.
+    pub(super) fn tell_late(&self, asked: &str) {
+        let (name, time) = (self.name(), self.settings.longer_than());
+        tell(&format!("{name}: a request took {time}: {asked}\n"));
+    }
+
+    /// What `making` an instance comes to, unless it takes too long.
+    pub(super) async fn in_time<T>(
+        &self,
+        making: impl Future<Output = wasmtime::Result<T>>,
+    ) -> wasmtime::Result<T> {
+        match tokio::time::timeout(self.settings.request_time, making).await {
+            Ok(made) => made,
+            Err(_) => Err(wasmtime::format_err!(
+                "its start took {}",
+                self.settings.longer_than()
+            )),
+        }
+    }
+}
