@@ -76,6 +76,8 @@ impl Plain {
     }
 
     async fn make(&self) -> wasmtime::Result<Instance> {
+        // Its start is the guest's code too.
+        let _running = self.maker.shared.instances.take(usize::MAX);
         let mut store = self.maker.store()?;
         let making = self.pre.instantiate_async(&mut store);
         let proxy = self.maker.in_time(making).await?;
