@@ -86,7 +86,7 @@ impl Call {
                 Poll::Ready(Ok(answer)) => Poll::Ready(answer.map_err(Failure::of)),
                 Poll::Ready(Err(_)) if ended.is_ready() => {
                     Poll::Ready(Err(Failure::Other(wasmtime::format_err!(
-                        "the guest returned without a response (response-outparam.set)"
+                        "the guest never invoked response-outparam.set, so there is no response"
                     ))))
                 }
                 // It has given up the answer's resource, and is still at work.
