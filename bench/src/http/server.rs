@@ -122,7 +122,7 @@ impl<'a> Server<'a> {
             false => {
                 let begin = Instant::now();
                 let mut command = Command::new(from.wasmtime.program());
-                command.args(["serve", "--allow-precompiled", "--addr"]);
+                command.args(["serve", "-Scli", "--allow-precompiled", "--addr"]);
                 command.arg(format!("127.0.0.1:{port}"));
                 if kind.is_reusing {
                     command.args(["--max-instance-reuse-count", REUSE]);
