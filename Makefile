@@ -62,7 +62,7 @@ bench: build ## measure beside runc and wasmtime (as root)
 	test/setup/engines containerd-2.1
 	test/setup/guests
 	test/setup/peers
-	$(RELEASE)/lighter-bench
+	$(RELEASE)/lighter-bench --output $(TARGET)/bench
 
 .PHONY: lint
 lint: ## check format and style

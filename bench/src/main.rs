@@ -11,13 +11,14 @@ mod http;
 mod kind;
 mod life;
 mod memory;
+mod plot;
 mod promise;
 mod python;
 mod report;
 mod wasmtime;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -36,9 +37,9 @@ struct Options {
     /// How many idle containers of each kind are held at once
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     idle: u32,
-    /// Also write all figures to this file, as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    /// Also write all figures to FOLDER/figures.json, and a picture of the lives to FOLDER/life.svg
+    #[arg(long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -53,6 +54,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn write(folder: &Path, name: &str, content: &[u8]) -> Result<()> {
+    let path = folder.join(name);
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::write(&path, content))
+        .with_context(|| format!("write {}", path.display()))
 }
 
 /// containerd with everything it keeps in memory. Its waits for the disk are the same under every
@@ -106,9 +114,11 @@ fn run(options: &Options) -> Result<bool> {
     };
     report.promises = promise::check(&report)?;
     print!("{report}");
-    if let Some(path) = &options.json {
-        fs::write(path, serde_json::to_vec_pretty(&report)?)
-            .with_context(|| format!("write {}", path.display()))?;
+    if let Some(folder) = &options.output {
+        let title = "Median life of a container, one at a time, by phase";
+        let picture = plot::svg(title, &report.alone);
+        write(folder, "figures.json", &serde_json::to_vec_pretty(&report)?)?;
+        write(folder, "life.svg", picture.as_bytes())?;
     }
     Ok(report.promises.iter().all(|promise| promise.kept))
 }
