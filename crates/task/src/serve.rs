@@ -56,6 +56,7 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
     let left = file.clone();
     // The one moment at which there is one thread and nothing open but stdio and the log.
     let zygote = container::clone_zygote(guests, move || left.remove())?;
+    container::cgroup::expect_move();
     let listener = listener()?;
     let is_wanted = io::stdout().as_fd().try_clone_to_owned()?;
     container::stdio_from_null()?;

@@ -8,6 +8,7 @@
 //!
 //! - `place`: from a process or a cgroups path to folders
 //! - `members`: processes, signals, removal
+//! - `moves`: the lock that moves between cgroups take
 //! - `freezer`: pausing and resuming
 //! - `limits`: new limits for a running container
 //! - [`stats`]: the figures, by the files that containerd's cgroups library reads
@@ -16,6 +17,7 @@
 mod freezer;
 mod limits;
 mod members;
+mod moves;
 pub mod oom;
 mod place;
 pub mod stats;
@@ -23,6 +25,7 @@ pub mod stats;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use moves::expect_move;
 pub use oom::OomWatch;
 pub use stats::Stats;
 
