@@ -34,8 +34,8 @@ use crate::exec::ExecProcess;
 use crate::guests::{self, Caches, Which};
 use crate::image::Images;
 use crate::memo::Memo;
-use crate::options::Options;
 use crate::sandbox::Slot;
+use crate::settings::Options;
 
 /// The highest number of a signal (signal(7)).
 const SIGNALS: u32 = 64;
