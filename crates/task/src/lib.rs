@@ -3,7 +3,7 @@
 //! and `wasm`.
 //!
 //! Reading order: [`start`], [`serve`](fn@serve), `service` (the calls), `task` (one container's
-//! life), `image` (wasm that is no file), `events`, `settings` (what can be set, and
+//! life), `images` (wasm that is no file), `events`, `settings` (what can be set, and
 //! where); then `sandbox` and `sandbox_service`.
 
 #![forbid(unsafe_code)]
@@ -13,7 +13,7 @@ mod error;
 mod events;
 mod exec;
 mod guests;
-mod image;
+mod images;
 mod info;
 mod memo;
 mod metrics;

@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 
 use crate::events::Publisher;
 use crate::guests::{Caches, guests};
-use crate::image::Images;
+use crate::images::Images;
 use crate::sandbox::Slot;
 use crate::sandbox_service::SandboxService;
 use crate::service::Service;

@@ -32,7 +32,7 @@ use crate::error::Error;
 use crate::events::{Publisher, TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskStart};
 use crate::exec::ExecProcess;
 use crate::guests::{self, Caches, Which};
-use crate::image::Images;
+use crate::images::Images;
 use crate::memo::Memo;
 use crate::sandbox::Slot;
 use crate::settings::Options;
