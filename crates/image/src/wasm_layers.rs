@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 
 use crate::media::{COMPONENT_LAYER, WASM_CONFIG, WASM_LAYER};
-use crate::{Descriptor, Manifest};
+use crate::{Descriptor, Manifest, Platform};
 
 /// What of a configuration matters here.
 #[derive(Debug, Deserialize)]
@@ -84,6 +84,22 @@ impl Manifest {
             None => Ok(()),
         }
     }
+}
+
+/// Of the manifests of one image, the one that is meant by a process whose program is called `name`.
+///
+/// Which of them an engine has made the container of it does not tell. It takes the platform that
+/// it is asked for, and the first in an index's order of those for the same one; and the container
+/// has the entrypoint of that one's configuration. So of those in containerd's store it is the first
+/// that has a layer of this title or digest, or else the first of all, in the index's order but for
+/// those for wasi/wasm, which go before.
+pub fn meant(mut manifests: Vec<(Option<Platform>, Manifest)>, name: &str) -> Option<Manifest> {
+    let own = Platform::default();
+    manifests.sort_by_key(|(platform, _)| platform.as_ref() != Some(&own));
+    let has_it = |manifest: &Manifest| named(&manifest.wasm_layers(), name, false).is_some();
+    let found = manifests.iter().position(|(_, manifest)| has_it(manifest));
+    let (_, manifest) = manifests.into_iter().nth(found.unwrap_or(0))?;
+    Some(manifest)
 }
 
 /// The layer that `name` means. `sole`: whether a single one is meant by any name.
@@ -203,5 +219,27 @@ mod tests {
         assert!(check_size(&manifest(&[large.clone()]).wasm_layers(), 10).is_err());
         assert!(check_size(&manifest(&[small.clone(), large]).wasm_layers(), 10).is_err());
         assert!(check_size(&manifest(&[small]).wasm_layers(), 10).is_ok());
+    }
+
+    #[test]
+    fn the_entrypoint_tells_the_manifests_of_an_index_apart() {
+        let of = |os: &str, digit, title| {
+            let platform = format!("{os}/wasm").parse().unwrap();
+            (Some(platform), manifest(&[layer(digit, title)]))
+        };
+        let all = vec![
+            of("wasip1", '1', Some("one")),
+            of("wasip2", '2', Some("two")),
+            of("wasi", '3', None),
+            (None, manifest(&[layer('4', Some("two"))])),
+        ];
+        for (name, digit) in [("/one", '1'), ("two", '2'), ("other", '3')] {
+            let meant = meant(all.clone(), name).unwrap();
+            let digest = &meant.layers[0].digest;
+            assert!(digest.ends_with(digit), "{name}: {digest}");
+        }
+        let first = meant(all[..2].to_vec(), "other").unwrap();
+        assert!(first.layers[0].digest.ends_with('1'));
+        assert!(meant(Vec::new(), "other").is_none());
     }
 }

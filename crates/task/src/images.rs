@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
-use image::{Blob, Manifest, Store, StoreError};
+use image::{Blob, Store, StoreError};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use sha2::{Digest, Sha256};
 
@@ -94,16 +94,11 @@ impl Images {
         let manifests = store.manifests(&image, &target, |platform| {
             platform.is_none_or(|platform| platform.architecture == "wasm")
         });
-        let manifests = manifests.await?.into_iter().map(|(_, manifest)| manifest);
-        let mut manifests = manifests.filter(Manifest::is_wasm);
-        let Some(manifest) = manifests.next() else {
+        let mut manifests = manifests.await?;
+        manifests.retain(|(_, manifest)| manifest.is_wasm());
+        let Some(manifest) = image::meant(manifests, name) else {
             return Ok(None);
         };
-        if manifests.next().is_some() {
-            return Err(malformed(
-                "its index has several manifests with wasm layers, and containerd does not tell which one is meant; give each a name of its own".to_owned(),
-            ).into());
-        }
         let config = manifest.config.blob(&image, "the configuration");
         let config = store.document(&config).await?;
         manifest.check(&config).map_err(malformed)?;
