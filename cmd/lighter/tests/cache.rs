@@ -181,7 +181,10 @@ fn settings_make_no_other_version() {
     cache.artifact(&module, "with fuel", &compile).unwrap();
     let kept = || {
         let lines = workshop.listed();
-        assert!(lines.iter().all(|line| line.contains(" this ")), "{lines:?}");
+        assert!(
+            lines.iter().all(|line| line.contains(" this ")),
+            "{lines:?}"
+        );
         lines.len()
     };
     assert_eq!(kept(), 2);
