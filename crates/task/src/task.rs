@@ -27,6 +27,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid};
 use tokio::sync::{Mutex, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 use crate::events::{Publisher, TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskStart};
@@ -138,13 +139,15 @@ enum Phase {
 }
 
 impl Task {
-    /// Creates the task that `request` asks for, up to where its init waits to be started.
+    /// Creates the task that `request` asks for, up to where its init waits to be started. Once that
+    /// is `given_up`, a module is not waited for any more: what compiles it goes on, for the next.
     ///
     /// # Errors
     /// The reason, with nothing left behind.
     pub async fn create(
         daemon: &Arc<Daemon>,
         request: &CreateTaskRequest,
+        given_up: &CancellationToken,
     ) -> Result<Arc<Self>, Error> {
         let bundle = Bundle::load(request.bundle.as_ref())
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
@@ -180,7 +183,11 @@ impl Task {
             .map_err(|error| Error::Unknown(format!("noting the container's state: {error}")))?;
         let since = Instant::now();
         let kills = OomKills::now();
-        let artifact = |module: Module| daemon.artifact(&request.id, &bundle, &options, module);
+        let artifact = async |module: Module| {
+            let made = daemon.artifact(&request.id, &bundle, &options, module);
+            let made = given_up.run_until_cancelled(made).await;
+            made.unwrap_or_else(|| Err(Error::given_up().to_string()))
+        };
         let created = Container::create(&daemon.zygote, create, theirs, artifact).await;
         let (container, console) = match created {
             Ok(created) => created,
