@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod daemon;
 mod delete;
 mod error;
 mod events;
@@ -18,6 +19,7 @@ mod info;
 mod memo;
 mod metrics;
 mod pod_config;
+mod process;
 mod sandbox;
 mod sandbox_service;
 mod serve;

@@ -25,6 +25,7 @@ use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
+use crate::daemon::Daemon;
 use crate::events::Publisher;
 use crate::guests::{Caches, guests};
 use crate::images::Images;
@@ -33,7 +34,6 @@ use crate::sandbox_service::SandboxService;
 use crate::service::Service;
 use crate::socket::{self, SocketFile};
 use crate::start::{PLACED, TASK_V2, TASK_V3, WANTED};
-use crate::task::Daemon;
 
 /// Where containerd listens for events: set by it for every shim.
 const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";

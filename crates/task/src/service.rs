@@ -23,11 +23,13 @@ use nix::sys::signal::Signal;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::TaskExecAdded;
 use crate::exec::ExecProcess;
 use crate::metrics;
-use crate::task::{Daemon, Task, timestamp};
+use crate::process::timestamp;
+use crate::task::Task;
 
 /// All tasks of this daemon.
 #[derive(Clone)]
