@@ -7,7 +7,9 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
-use containerd_client::services::v1::{GetContainerRequest, GetImageRequest, ReadContentRequest};
+use containerd_client::services::v1::{
+    GetContainerRequest, GetImageRequest, InfoRequest, ReadContentRequest,
+};
 use containerd_client::tonic::metadata::{Ascii, MetadataValue};
 use containerd_client::tonic::{Code, Request, Status};
 use containerd_client::{Client, connect};
@@ -107,7 +109,9 @@ impl Store {
 
     /// The manifests of `image`, which stands for `target`, in their order: those of the platforms
     /// that are `wanted` (an entry of an index need not name one, and a manifest alone does not)
-    /// and in containerd's store. A client that pulls an image for one platform has no others.
+    /// and in containerd's store. A client that pulls an image for one platform has no others, or,
+    /// with containerd 2, no more of them than their manifests: of several only such count that
+    /// have their configuration, if any has.
     ///
     /// # Errors
     /// When a document is malformed, cannot be read, or is a manifest that is not there though
@@ -149,7 +153,33 @@ impl Store {
                 }
             }
         }
-        Ok(manifests)
+        if manifests.len() < 2 {
+            return Ok(manifests);
+        }
+        let mut whole = Vec::new();
+        for (platform, manifest) in &manifests {
+            if self
+                .has(&manifest.config.blob(image, "a configuration"))
+                .await?
+            {
+                whole.push((platform.clone(), manifest.clone()));
+            }
+        }
+        Ok(match whole.is_empty() {
+            true => manifests,
+            false => whole,
+        })
+    }
+
+    /// Whether a blob is in containerd's store.
+    async fn has(&self, blob: &Blob) -> Result<bool, StoreError> {
+        let request = InfoRequest {
+            digest: blob.digest.clone(),
+        };
+        let mut content = self.client.content();
+        let info = found(content.info(self.request(request))).await;
+        let info = info.map_err(|reason| blob.failed(reason))?;
+        Ok(info.is_some())
     }
 
     /// A manifest, index or configuration, whole.
