@@ -126,6 +126,12 @@ impl Raw {
         }
     }
 
+    /// The same for another operating system, as an index tells it.
+    pub fn os(mut self, os: &str) -> Self {
+        self.platform["os"] = json!(os);
+        self
+    }
+
     /// The same with another configuration.
     pub fn config(mut self, config: impl Into<Vec<u8>>) -> Self {
         self.config = config.into();

@@ -1,22 +1,24 @@
 //! A container that a test drives through containerd's API.
 
-use std::{collections::HashMap, fs, path::PathBuf};
+use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use containerd_client::{
     services::v1::{
         CheckpointTaskRequest, CloseIoRequest, Container as Record, CreateContainerRequest,
-        CreateRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, GetRequest,
-        KillRequest, ListPidsRequest, MetricsRequest, PauseTaskRequest, ResizePtyRequest,
-        ResumeTaskRequest, StartRequest, UpdateTaskRequest, WaitRequest, container::Runtime,
+        CreateRequest, CreateTaskRequest, CreateTaskResponse, DeleteContainerRequest,
+        DeleteTaskRequest, GetRequest, KillRequest, ListPidsRequest, MetricsRequest,
+        PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest, UpdateTaskRequest,
+        WaitRequest, container::Runtime,
     },
-    tonic::{Code, Status},
+    tonic::{Code, Request, Response, Status},
     types::{Descriptor, v1::Process},
 };
 use nix::sys::signal::Signal;
 use prost::Message;
 use prost_types::{Any, Timestamp};
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use crate::{
     Containerd, Input, Rootfs,
@@ -435,6 +437,55 @@ impl Container<'_> {
     /// # Errors
     /// The answer of the call.
     pub fn create_task(&mut self) -> Result<()> {
+        self.create_task_with(|request| request)
+    }
+
+    /// As [`Container::create_task`], with a deadline for containerd.
+    ///
+    /// # Errors
+    /// The answer of the call.
+    pub fn create_task_within(&mut self, time: Duration) -> Result<()> {
+        self.create_task_with(|mut request| {
+            request.set_timeout(time);
+            request
+        })
+    }
+
+    /// Creates the task, unless `gone` comes first: then the call is given up.
+    ///
+    /// # Errors
+    /// The answer of the call, `Cancelled` where it was given up.
+    pub fn create_task_unless(&mut self, gone: oneshot::Receiver<()>) -> Result<()> {
+        let request = self.create_request()?;
+        let mut tasks = self.engine.client().tasks();
+        let create = tasks.create(self.engine.request(request));
+        let answer = call(async {
+            tokio::select! {
+                answer = create => answer,
+                _ = gone => Err(Status::cancelled("the test gave the call up")),
+            }
+        });
+        self.created(answer)
+    }
+
+    fn create_task_with(
+        &mut self,
+        change: impl FnOnce(Request<CreateTaskRequest>) -> Request<CreateTaskRequest>,
+    ) -> Result<()> {
+        let request = self.create_request()?;
+        let mut tasks = self.engine.client().tasks();
+        let request = change(self.engine.request(request));
+        self.created(call(tasks.create(request)))
+    }
+
+    fn created(&mut self, answer: Result<Response<CreateTaskResponse>, Status>) -> Result<()> {
+        let answer = answer.with_context(|| format!("create the task {}", self.id))?;
+        self.task = true;
+        self.pid = answer.into_inner().pid;
+        Ok(())
+    }
+
+    fn create_request(&mut self) -> Result<CreateTaskRequest> {
         let [stdin, stdout, stderr] = match &self.streams {
             Some(streams) => streams.clone(),
             None => {
@@ -450,7 +501,7 @@ impl Container<'_> {
                 ]
             }
         };
-        let request = CreateTaskRequest {
+        Ok(CreateTaskRequest {
             container_id: self.id.clone(),
             rootfs: self.mounts.clone(),
             stdin,
@@ -459,13 +510,7 @@ impl Container<'_> {
             terminal: self.terminal,
             checkpoint: self.checkpoint.clone(),
             ..Default::default()
-        };
-        let mut tasks = self.engine.client().tasks();
-        let answer = call(tasks.create(self.engine.request(request)))
-            .with_context(|| format!("create the task {}", self.id))?;
-        self.task = true;
-        self.pid = answer.into_inner().pid;
-        Ok(())
+        })
     }
 
     /// Starts the task.

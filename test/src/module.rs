@@ -60,6 +60,29 @@ pub fn nested(depth: usize) -> Vec<u8> {
     ])
 }
 
+/// A module with a function `_start` that does nothing and `functions` others whose long bodies take
+/// long to compile: some milliseconds each.
+///
+/// # Errors
+/// There are none; it is made from text.
+pub fn laborious(functions: usize) -> anyhow::Result<Vec<u8>> {
+    let mut text = String::from("(module (memory 1) (func (export \"_start\"))");
+    for function in 0..functions {
+        text.push_str("(func (param i32) (result i32) (local i32 i32 i32)");
+        for step in 0..400 {
+            let (to, from) = (1 + (step + function) % 3, step % 4);
+            let (factor, offset) = (step * 7 + function, step * 4);
+            text.push_str(&format!(
+                "(local.set {to} (i32.add (i32.mul (local.get {from}) (i32.const {factor}))
+                    (i32.load offset={offset} (local.get 0))))"
+            ));
+        }
+        text.push_str("(local.get 1))");
+    }
+    text.push(')');
+    Ok(wat::parse_str(text)?)
+}
+
 /// A component with nothing in it.
 pub fn empty_component() -> Vec<u8> {
     b"\0asm\x0d\0\x01\0".to_vec()

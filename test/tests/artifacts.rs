@@ -29,6 +29,7 @@ each_containerd!(
     several_layers,
     layers_are_composed,
     index,
+    index_pulled_for_a_platform,
     files_go_before_layers,
     added_processes,
     image_gone,
@@ -286,25 +287,72 @@ fn layers_are_composed(engine: &Containerd) -> Result<()> {
     engine.ensure_clean()
 }
 
-fn index(engine: &Containerd) -> Result<()> {
-    let layer = Layer::new(WASM_LAYER, read("hello.wasm")?);
-    let images = [Raw::artifact(&[layer])];
+/// Puts one image for several platforms into an archive, and gives its name.
+fn save_index(engine: &Containerd, images: &[Raw], archive: &Path) -> Result<String> {
     let name = name(engine);
-    let archive = NamedTempFile::new_in(engine.folder())?;
-    Raw::save_index(&images, &name, archive.path())?;
-    engine.import_packed(archive.path())?;
-    let output = container(engine, &name).args(["hello"]).run()?.success()?;
-    assert!(output.starts_with("Hello from WebAssembly!\n"), "{output}");
+    Raw::save_index(images, &name, archive)?;
+    Ok(name)
+}
 
-    // containerd does not say which of several is meant.
-    let several = [(), ()].map(|()| Raw::artifact(&[unheard_of()]));
-    Raw::save_index(&several, &name, archive.path())?;
-    engine.import_packed(archive.path())?;
-    let text = container(engine, &name).args(["hello"]).refused()?;
-    assert!(
-        text.contains("several manifests with wasm layers"),
-        "{text}"
-    );
+/// Artifacts for several platforms, which no other image has: one that prints its arguments, and
+/// one that does not.
+fn of_an_index() -> Result<[Raw; 2]> {
+    let layer = |file| {
+        let layer = Layer::new(WASM_LAYER, unique(&read(file)?));
+        Ok::<_, anyhow::Error>(layer.title(file))
+    };
+    let (hello, tool) = (layer("hello.wasm")?, layer("tool.wasm")?);
+    Ok([Raw::artifact(&[hello]), Raw::artifact(&[tool]).os("wasip2")])
+}
+
+fn index(engine: &Containerd) -> Result<()> {
+    let [hello, tool] = of_an_index()?;
+    let linux = Raw::component("tool.wasm", &[]).os("linux");
+    let own = tool.clone().os("wasi");
+    let archive = NamedTempFile::new_in(engine.folder())?;
+    for (images, program, prints_arguments) in [
+        (&[hello.clone()][..], "/any", false),
+        // The first, where containerd has several and the entrypoint is of none of them.
+        (&[hello.clone(), tool.clone()], "/any", false),
+        (&[tool.clone(), hello.clone()], "/any", true),
+        (&[linux, tool.clone(), hello.clone()], "/any", true),
+        // That for wasi/wasm goes before.
+        (&[hello.clone(), own.clone()], "/any", true),
+        // An entrypoint tells more than the order and the platform.
+        (&[hello.clone(), tool], "/tool.wasm", true),
+        (&[own, hello], "hello.wasm", false),
+    ] {
+        let name = save_index(engine, images, archive.path())?;
+        engine.import_packed(archive.path())?;
+        let output = container(engine, &name).args([program, "args"]).run()?;
+        let output = output.success()?;
+        let expected = match prints_arguments {
+            true => format!("{program}\nargs\n"),
+            false => "Hello from WebAssembly!\n".to_owned(),
+        };
+        assert!(output.starts_with(&expected), "{images:?}: {output}");
+    }
+    Ok(())
+}
+
+/// A client that pulls an index for one platform has no other's wasm.
+fn index_pulled_for_a_platform(engine: &Containerd) -> Result<()> {
+    let archive = NamedTempFile::new_in(engine.folder())?;
+    let name = save_index(engine, &of_an_index()?, archive.path())?;
+    let registry = Registry::serve(archive.path(), None)?;
+    let (_, short) = name.split_once('/').context("a registry")?;
+    let pulled = registry.name(short)?;
+    let platform = ["--platform", "wasip2/wasm"];
+    let pull = ["images", "pull", "--plain-http"];
+    let output = engine.run_ctr(pull.iter().chain(&platform).chain([&pulled.as_str()]))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if engine.version() == Version::V1_6 {
+        assert!(errors.contains(MISMATCH), "{errors}");
+        return Ok(());
+    }
+    ensure!(output.status.success(), "{errors}");
+    let builder = container(engine, &pulled).args(["/any", "args"]);
+    assert_eq!(builder.run()?.success()?, "/any\nargs\n");
     Ok(())
 }
 

@@ -6,24 +6,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use containerd_client::Client;
 use containerd_client::services::v1::{
     CreateImageRequest, CreateRequest, DeleteRequest, Image, Info, UpdateImageRequest,
     UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use containerd_client::tonic::{Code, Request, Status, Streaming};
 use containerd_client::types::Descriptor as Target;
+use image::{Descriptor, Store};
 use prost_types::FieldMask;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::layout::{Descriptor, Layout};
+use crate::layout::Layout;
 
 /// The most of a blob that is sent at once, in bytes; containerd takes up to 16 MiB.
 const CHUNK: u64 = 1 << 20;
-
-/// The annotation that has an image's full name.
-const ANNOTATION_NAME: &str = "io.containerd.image.name";
 
 /// Which containerd, and where in it.
 #[derive(Args)]
@@ -59,10 +56,8 @@ impl Containerd {
             .enable_all()
             .build()?
             .block_on(async {
-                let client = Client::from_path(&self.address)
-                    .await
-                    .context("cannot connect")?;
-                let import = Import::begin(client, &layout, &self.namespace).await?;
+                let store = Store::connect(&self.address, &self.namespace).await?;
+                let import = Import::begin(store, &layout).await?;
                 let imported = import.images().await;
                 let ended = import.end().await;
                 imported.and(ended)
@@ -77,26 +72,24 @@ impl Containerd {
 /// An import under way. What it has written is kept from containerd's garbage collection by a
 /// lease until the images refer to it.
 struct Import<'a> {
-    client: Client,
+    store: Store,
     layout: &'a Layout,
-    namespace: &'a str,
     lease: String,
 }
 
 impl<'a> Import<'a> {
-    async fn begin(client: Client, layout: &'a Layout, namespace: &'a str) -> Result<Self> {
+    async fn begin(store: Store, layout: &'a Layout) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         let import = Self {
-            client,
+            store,
             layout,
-            namespace,
             lease: format!("lighter-{}-{}", std::process::id(), now.as_nanos()),
         };
         let create = CreateRequest {
             id: import.lease.clone(),
             ..CreateRequest::default()
         };
-        let mut leases = import.client.leases();
+        let mut leases = import.store.client().leases();
         leases.create(import.request(create)?).await.map_err(said)?;
         Ok(import)
     }
@@ -106,14 +99,14 @@ impl<'a> Import<'a> {
             id: self.lease.clone(),
             ..DeleteRequest::default()
         };
-        let mut leases = self.client.leases();
+        let mut leases = self.store.client().leases();
         leases.delete(self.request(delete)?).await.map_err(said)?;
         Ok(())
     }
 
     async fn images(&self) -> Result<()> {
         for image in self.layout.index()?.manifests {
-            let name = image.annotations.get(ANNOTATION_NAME);
+            let name = image.full_name();
             let name = name.context("the archive has an image without a name")?;
             self.push(&image).await?;
             self.name(name, &image).await?;
@@ -124,15 +117,9 @@ impl<'a> Import<'a> {
     /// Writes the blob of `descriptor`, after all that it refers to.
     async fn push(&self, descriptor: &Descriptor) -> Result<()> {
         let mut labels = HashMap::new();
-        if descriptor.is_parent() {
-            let parent = self.layout.parent(descriptor)?;
+        if let Some(document) = self.layout.document(descriptor)? {
             // containerd keeps what is referred to by labels of this form (its docs/garbage-collection.md).
-            let config = parent.config.iter().map(|config| ("config".into(), config));
-            let layers = parent.layers.iter().enumerate();
-            let layers = layers.map(|(n, layer)| (format!("l.{n}"), layer));
-            let manifests = parent.manifests.iter().enumerate();
-            let manifests = manifests.map(|(n, manifest)| (format!("m.{n}"), manifest));
-            for (kind, child) in config.chain(layers).chain(manifests) {
+            for (kind, child) in document.children() {
                 Box::pin(self.push(child)).await?;
                 let label = format!("containerd.io/gc.ref.content.{kind}");
                 labels.insert(label, child.digest.clone());
@@ -165,7 +152,13 @@ impl<'a> Import<'a> {
         };
         requests.send(begin).await.map_err(gone)?;
         let stream = self.request(ReceiverStream::new(receiver))?;
-        let mut answers = self.client.content().write(stream).await?.into_inner();
+        let mut answers = self
+            .store
+            .client()
+            .content()
+            .write(stream)
+            .await?
+            .into_inner();
         // Above zero where another namespace has it already.
         let mut offset = answer(&mut answers).await?.offset as u64;
         while offset < place.size {
@@ -208,7 +201,7 @@ impl<'a> Import<'a> {
                 ..Info::default()
             }),
         };
-        let mut content = self.client.content();
+        let mut content = self.store.client().content();
         content.update(self.request(update)?).await.map_err(said)?;
         Ok(())
     }
@@ -225,7 +218,7 @@ impl<'a> Import<'a> {
             }),
             ..Image::default()
         };
-        let mut images = self.client.images();
+        let mut images = self.store.client().images();
         let create = CreateImageRequest {
             image: Some(image.clone()),
             ..CreateImageRequest::default()
@@ -249,11 +242,8 @@ impl<'a> Import<'a> {
 
     /// A request in the namespace, under the lease.
     fn request<T>(&self, message: T) -> Result<Request<T>> {
-        let mut request = Request::new(message);
+        let mut request = self.store.request(message);
         let metadata = request.metadata_mut();
-        let namespace = self.namespace.parse();
-        let namespace = namespace.with_context(|| format!("no namespace: {}", self.namespace))?;
-        metadata.insert("containerd-namespace", namespace);
         metadata.insert("containerd-lease", self.lease.parse()?);
         Ok(request)
     }

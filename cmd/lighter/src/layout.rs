@@ -5,9 +5,14 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use anyhow::{Context, Result, bail};
+use image::{Descriptor, Document, Index};
+
+/// The media types of blobs that refer to others.
+const DOCUMENTS: [&str; 2] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+];
 
 /// Where a blob lies in the archive's file.
 #[derive(Clone, Copy, Debug)]
@@ -21,45 +26,6 @@ pub struct Place {
 pub struct Layout {
     file: File,
     places: HashMap<String, Place>,
-}
-
-/// What of a manifest, an index or the table of contents matters here.
-#[derive(Debug, Deserialize)]
-pub struct Document {
-    /// A manifest's configuration.
-    pub config: Option<Descriptor>,
-    /// A manifest's layers.
-    #[serde(default)]
-    pub layers: Vec<Descriptor>,
-    /// An index's manifests.
-    #[serde(default)]
-    pub manifests: Vec<Descriptor>,
-}
-
-/// What refers to a blob.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Descriptor {
-    /// What it is.
-    pub media_type: String,
-    /// `sha256:...`.
-    pub digest: String,
-    /// Its size in bytes.
-    pub size: u64,
-    /// More about it.
-    #[serde(default)]
-    pub annotations: HashMap<String, String>,
-}
-
-impl Descriptor {
-    /// Whether it refers to others.
-    pub fn is_parent(&self) -> bool {
-        [
-            "application/vnd.oci.image.manifest.v1+json",
-            "application/vnd.oci.image.index.v1+json",
-        ]
-        .contains(&self.media_type.as_str())
-    }
 }
 
 impl Layout {
@@ -87,16 +53,24 @@ impl Layout {
     ///
     /// # Errors
     /// When it is not there or cannot be read.
-    pub fn index(&self) -> Result<Document> {
-        self.document("index.json")
+    pub fn index(&self) -> Result<Index> {
+        let path = "index.json";
+        serde_json::from_slice(&self.read(path)?).with_context(|| format!("the archive's {path}"))
     }
 
-    /// The manifest or index that `descriptor` refers to.
+    /// The manifest or index that `descriptor` refers to; `None` if it refers to something else.
     ///
     /// # Errors
     /// As [`Layout::index`].
-    pub fn parent(&self, descriptor: &Descriptor) -> Result<Document> {
-        self.document(&path(&descriptor.digest))
+    pub fn document(&self, descriptor: &Descriptor) -> Result<Option<Document>> {
+        if !DOCUMENTS.contains(&descriptor.media_type.as_str()) {
+            return Ok(None);
+        }
+        let document = Document::parse(&self.read(&path(&descriptor.digest))?);
+        match document {
+            Ok(document) => Ok(Some(document)),
+            Err(reason) => bail!("the archive's {} {reason}", descriptor.digest),
+        }
     }
 
     /// Where the blob `digest` lies.
@@ -118,10 +92,10 @@ impl Layout {
         Ok(bytes)
     }
 
-    fn document<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+    fn read(&self, path: &str) -> Result<Vec<u8>> {
         let place = self.places.get(path);
         let place = *place.with_context(|| format!("the archive lacks {path}"))?;
-        Ok(serde_json::from_slice(&self.chunk(place, 0, place.size)?)?)
+        self.chunk(place, 0, place.size)
     }
 }
 

@@ -169,6 +169,39 @@ fn pruning_begins_with_other_versions_and_what_was_not_used_for_longest() {
     );
 }
 
+/// Code that is compiled with settings of its own is this version's, and goes like any other.
+#[test]
+fn settings_make_no_other_version() {
+    let workshop = Workshop::new();
+    workshop.done("warm", &["1.wasm"]);
+    let flags = serde_json::from_str(r#"{"fuel": true}"#).unwrap();
+    let cache = wasm::Cache::open(workshop.folder(), env!("CARGO_BIN_EXE_lighter"), flags).unwrap();
+    let module = fs::File::open(workshop.0.path().join("1.wasm")).unwrap();
+    let compile = |mut command: Command| command.status();
+    cache.artifact(&module, "with fuel", &compile).unwrap();
+    let kept = || {
+        let lines = workshop.listed();
+        assert!(
+            lines.iter().all(|line| line.contains(" this ")),
+            "{lines:?}"
+        );
+        lines.len()
+    };
+    assert_eq!(kept(), 2);
+    let stat = workshop.done("stat", &[]);
+    assert!(stat.contains("other versions  0 B in 0\n"), "{stat}");
+    workshop.done("prune", &[]);
+    assert_eq!(kept(), 2);
+    workshop.done("rm", &[&workshop.digest("1.wasm")]);
+    assert_eq!(kept(), 0, "a module's code goes, however it was compiled");
+    cache.artifact(&module, "with fuel", &compile).unwrap();
+    workshop.done("prune", &["--all"]);
+    assert_eq!(kept(), 0);
+    let folders = fs::read_dir(workshop.folder()).unwrap().flatten();
+    let folders = folders.filter(|entry| entry.path().is_dir());
+    assert_eq!(folders.count(), 0, "no folder without code stays");
+}
+
 #[test]
 fn one_bad_module_keeps_no_other_from_being_compiled() {
     let workshop = Workshop::new();

@@ -14,12 +14,10 @@ use serde::Serialize;
 
 use crate::{
     Artifact, Error, Image, Name, Platform,
-    artifact::{ANNOTATION_TITLE, CONFIG_TYPE, LAYER_TYPE},
     blob::{self, Blob},
+    media::{FULL_NAME, TITLE, WASM_CONFIG, WASM_LAYER},
 };
 
-/// The annotation in which containerd keeps an image's full name.
-const ANNOTATION_CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// An image is as old as its files: not at all.
 const CREATED: &str = "1970-01-01T00:00:00Z";
 
@@ -134,8 +132,8 @@ impl<W: Write> Archive<W> {
         };
         let program = blob::of_file(&artifact.program)?;
         let digest = program.digest();
-        let mut layer = program.descriptor(MediaType::Other(LAYER_TYPE.into()))?;
-        let title = (ANNOTATION_TITLE.to_owned(), artifact.title.clone());
+        let mut layer = program.descriptor(MediaType::Other(WASM_LAYER.into()))?;
+        let title = (TITLE.to_owned(), artifact.title.clone());
         layer.set_annotations(Some(HashMap::from([title])));
         self.write_blob(program)?;
 
@@ -147,7 +145,7 @@ impl<W: Write> Archive<W> {
             .describe(configuration(&image, diff_ids)?, &digest)?;
         let config = blob::json(&config)?;
         let annotations = &artifact.image.labels;
-        let described = config.descriptor(MediaType::Other(CONFIG_TYPE.into()))?;
+        let described = config.descriptor(MediaType::Other(WASM_CONFIG.into()))?;
         let manifest = manifest(described, layers, annotations)?;
         let written = self.write_manifest(manifest, config, &image.platform)?;
         Ok(self.list(name, written.descriptor, &written.config))
@@ -203,7 +201,7 @@ impl<W: Write> Archive<W> {
             config: config.digest(),
         };
         descriptor.set_annotations(Some(HashMap::from([
-            (ANNOTATION_CONTAINERD_NAME.into(), name.to_string()),
+            (FULL_NAME.into(), name.to_string()),
             (ANNOTATION_REF_NAME.into(), name.tag().into()),
         ])));
         self.manifests.push(descriptor);
@@ -469,10 +467,7 @@ mod tests {
         };
         assert_eq!(descriptor.digest().to_string(), saved[0].manifest);
         let annotations = descriptor.annotations().as_ref().unwrap();
-        assert_eq!(
-            annotations[ANNOTATION_CONTAINERD_NAME],
-            "docker.io/library/hello:1"
-        );
+        assert_eq!(annotations[FULL_NAME], "docker.io/library/hello:1");
         assert_eq!(annotations[ANNOTATION_REF_NAME], "1");
         let platform = descriptor.platform().as_ref().unwrap();
         assert_eq!(platform.os(), &Os::Other("wasi".into()));
@@ -617,16 +612,13 @@ mod tests {
             &Os::Other("wasip2".into())
         );
         let manifest = ImageManifest::from_reader(&blob(&files, descriptor)[..]).unwrap();
-        assert_eq!(manifest.config().media_type().to_string(), CONFIG_TYPE);
+        assert_eq!(manifest.config().media_type().to_string(), WASM_CONFIG);
         assert_eq!(manifest.annotations().as_ref().unwrap()["k"], "v");
         let [layer] = &manifest.layers()[..] else {
             panic!("{manifest:?}")
         };
-        assert_eq!(layer.media_type().to_string(), LAYER_TYPE);
-        assert_eq!(
-            layer.annotations().as_ref().unwrap()[ANNOTATION_TITLE],
-            "app.wasm"
-        );
+        assert_eq!(layer.media_type().to_string(), WASM_LAYER);
+        assert_eq!(layer.annotations().as_ref().unwrap()[TITLE], "app.wasm");
         assert_eq!(blob(&files, layer), b"\0asm\x0d\0\x01\0");
         let config: serde_json::Value =
             serde_json::from_slice(&blob(&files, manifest.config())).unwrap();

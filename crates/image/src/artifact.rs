@@ -5,13 +5,6 @@ use serde_json::{Value, json};
 
 use crate::{Image, Platform};
 
-/// The configuration's media type, by which a registry tells such an artifact.
-pub(crate) const CONFIG_TYPE: &str = "application/vnd.wasm.config.v0+json";
-/// The media type of the layer that is the wasm file.
-pub(crate) const LAYER_TYPE: &str = "application/wasm";
-/// The file name of a layer, in the OCI image specification's words (`annotations.md`).
-pub(crate) const ANNOTATION_TITLE: &str = "org.opencontainers.image.title";
-
 /// A wasm file as an OCI artifact, in the layout of the CNCF's working group
 /// (<https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact/>): the file is a
 /// layer as it stands.

@@ -25,7 +25,9 @@
 //! # }
 //! ```
 //!
-//! Reading: [`Files`] finds a file in the layers of an image, and [`extract`] takes it out.
+//! Reading: a [`Store`] gives the parts of the images that a containerd has, each held against its
+//! digest; a [`Document`] says what an image is made of, and [`Manifest::wasm_layers`] what of it is wasm;
+//! [`Files`] finds a file in the layers of an image, and [`extract`] takes it out.
 #![forbid(unsafe_code)]
 
 mod archive;
@@ -35,8 +37,12 @@ mod compression;
 mod error;
 mod files;
 mod layer;
+mod manifest;
+mod media;
 mod name;
 mod platform;
+mod store;
+mod wasm_layers;
 
 use std::collections::BTreeMap;
 
@@ -46,8 +52,11 @@ pub use compression::decompressed;
 pub use error::Error;
 pub use files::{Content, Files, extract};
 pub use layer::{Entry, Layer};
+pub use manifest::{Descriptor, Document, Index, Manifest};
 pub use name::Name;
 pub use platform::Platform;
+pub use store::{Blob, Incoming, Store, StoreError};
+pub use wasm_layers::{check_size, listed, meant, named, without_function};
 
 /// What an image holds and how a container made from it runs: the OCI image
 /// specification's `config.md`, without what Lighter has no use for.

@@ -1,14 +1,18 @@
 use std::{fmt, str::FromStr};
 
+use serde::Deserialize;
+
 use crate::Error;
 
 /// What an image is built to run on, in the OCI image specification's words
 /// (`image-index.md`, "platform").
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize)]
 pub struct Platform {
     /// Operating system, as Go's `GOOS`: `wasi`, `linux`.
+    #[serde(default)]
     pub os: String,
     /// Processor, as Go's `GOARCH`: `wasm`, `amd64`.
+    #[serde(default)]
     pub architecture: String,
     /// Variant of the processor, `v8` of `arm64` for example.
     pub variant: Option<String>,

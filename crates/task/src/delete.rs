@@ -11,9 +11,9 @@ use containerd_shim::api::DeleteResponse;
 use containerd_shim::protos::protobuf::{Message, MessageField};
 
 use crate::memo::Memo;
+use crate::process::timestamp;
 use crate::socket::{self, socket_path};
 use crate::start::{ADDRESS_FILE, group};
-use crate::task::timestamp;
 
 /// The exit status of a container whose end nobody saw: that of SIGKILL, as in the runc shim.
 const KILLED: u32 = 128 + 9;

@@ -26,6 +26,13 @@ pub enum Error {
     Unknown(String),
 }
 
+impl Error {
+    /// Whoever called has gone away, or the call's deadline has passed.
+    pub fn given_up() -> Self {
+        Self::Unknown("the call was given up by its caller, or its deadline has passed".into())
+    }
+}
+
 impl From<Error> for ttrpc::Error {
     fn from(error: Error) -> Self {
         let code = match error {

@@ -11,10 +11,12 @@ use nix::sys::signal::Signal;
 use oci_spec::runtime as oci;
 use tokio::sync::{Mutex, oneshot, watch};
 
+use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{Publisher, TaskExecStarted, TaskExit};
 use crate::guests;
-use crate::task::{Daemon, Task, resize, signal, stream_owner, timestamp};
+use crate::process::{resize, signal, stream_owner, timestamp};
+use crate::task::Task;
 
 /// A process that was added to a task and has not been deleted.
 pub struct ExecProcess {

@@ -7,7 +7,7 @@ use containerd_shim::protos::protobuf::{Message, MessageField};
 use containerd_shim::protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 
 use crate::RUNTIME;
-use crate::options::Options;
+use crate::settings::Options;
 
 /// The shim's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -3,28 +3,28 @@
 //! and `wasm`.
 //!
 //! Reading order: [`start`], [`serve`](fn@serve), `service` (the calls), `task` (one container's
-//! life), `image` (wasm that is no file), `events`, `options` (what can be set), `layers` (where it is
-//! set); then `sandbox` and `sandbox_service`.
+//! life), `images` (wasm that is no file), `events`, `settings` (what can be set, and
+//! where); then `sandbox` and `sandbox_service`.
 
 #![forbid(unsafe_code)]
 
+mod daemon;
 mod delete;
 mod error;
 mod events;
 mod exec;
 mod guests;
-mod image;
+mod images;
 mod info;
-mod layers;
 mod memo;
 mod metrics;
-mod names;
-mod options;
 mod pod_config;
+mod process;
 mod sandbox;
 mod sandbox_service;
 mod serve;
 mod service;
+mod settings;
 mod socket;
 mod start;
 mod task;

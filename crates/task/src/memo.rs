@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::options::Options;
+use crate::settings::Options;
 
 /// The note's file in the bundle.
 const FILE: &str = "lighter.json";

@@ -1,9 +1,9 @@
 //! The figures of a cgroup in containerd's own messages.
 
+mod v1;
+mod v2;
+
 use container::cgroup::Stats;
-use container::cgroup::stats::{Rdma, RdmaEntry, v1, v2};
-use containerd_shim::protos::cgroups::metrics as v1_message;
-use containerd_shim::protos::cgroups_v2::metrics as v2_message;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::protobuf::{MessageField, MessageFull};
 
@@ -11,8 +11,8 @@ use containerd_shim::protos::protobuf::{MessageField, MessageFull};
 /// `io.containerd.cgroups.v1.Metrics` or `io.containerd.cgroups.v2.Metrics`.
 pub fn to_any(stats: Stats) -> Any {
     match stats {
-        Stats::V1(metrics) => pack(&v1_metrics(metrics)),
-        Stats::V2(metrics) => pack(&v2_metrics(metrics)),
+        Stats::V1(metrics) => pack(&v1::metrics(metrics)),
+        Stats::V2(metrics) => pack(&v2::metrics(metrics)),
     }
 }
 
@@ -29,300 +29,6 @@ pub fn pack<M: MessageFull>(message: &M) -> Any {
     }
 }
 
-fn v1_metrics(metrics: v1::Metrics) -> v1_message::Metrics {
-    v1_message::Metrics {
-        hugetlb: metrics.hugetlb.into_iter().map(v1_hugetlb).collect(),
-        pids: field(metrics.pids, |pids| v1_message::PidsStat {
-            current: pids.current,
-            limit: pids.limit,
-            ..Default::default()
-        }),
-        cpu: MessageField::some(v1_cpu(metrics.cpu)),
-        memory: field(metrics.memory, v1_memory),
-        blkio: field(metrics.blkio, v1_blkio),
-        rdma: field(metrics.rdma, v1_rdma),
-        memory_oom_control: field(metrics.memory_oom_control, |oom| {
-            v1_message::MemoryOomControl {
-                oom_kill_disable: oom.oom_kill_disable,
-                under_oom: oom.under_oom,
-                oom_kill: oom.oom_kill,
-                ..Default::default()
-            }
-        }),
-        ..Default::default()
-    }
-}
-
-fn v1_hugetlb(pages: v1::Hugetlb) -> v1_message::HugetlbStat {
-    v1_message::HugetlbStat {
-        usage: pages.usage,
-        max: pages.max,
-        failcnt: pages.failcnt,
-        pagesize: pages.pagesize,
-        ..Default::default()
-    }
-}
-
-fn v1_cpu(cpu: v1::Cpu) -> v1_message::CPUStat {
-    let usage = v1_message::CPUUsage {
-        total: cpu.usage.total,
-        kernel: cpu.usage.kernel,
-        user: cpu.usage.user,
-        per_cpu: cpu.usage.per_cpu,
-        ..Default::default()
-    };
-    let throttling = v1_message::Throttle {
-        periods: cpu.throttling.periods,
-        throttled_periods: cpu.throttling.throttled_periods,
-        throttled_time: cpu.throttling.throttled_time,
-        ..Default::default()
-    };
-    v1_message::CPUStat {
-        usage: MessageField::some(usage),
-        throttling: MessageField::some(throttling),
-        ..Default::default()
-    }
-}
-
-fn v1_memory(memory: v1::Memory) -> v1_message::MemoryStat {
-    let v1::Memory { own, total, .. } = memory;
-    v1_message::MemoryStat {
-        cache: own.cache,
-        rss: own.rss,
-        rss_huge: own.rss_huge,
-        mapped_file: own.mapped_file,
-        dirty: own.dirty,
-        writeback: own.writeback,
-        pg_pg_in: own.pgpgin,
-        pg_pg_out: own.pgpgout,
-        pg_fault: own.pgfault,
-        pg_maj_fault: own.pgmajfault,
-        inactive_anon: own.inactive_anon,
-        active_anon: own.active_anon,
-        inactive_file: own.inactive_file,
-        active_file: own.active_file,
-        unevictable: own.unevictable,
-        hierarchical_memory_limit: memory.hierarchical_memory_limit,
-        hierarchical_swap_limit: memory.hierarchical_swap_limit,
-        total_cache: total.cache,
-        total_rss: total.rss,
-        total_rss_huge: total.rss_huge,
-        total_mapped_file: total.mapped_file,
-        total_dirty: total.dirty,
-        total_writeback: total.writeback,
-        total_pg_pg_in: total.pgpgin,
-        total_pg_pg_out: total.pgpgout,
-        total_pg_fault: total.pgfault,
-        total_pg_maj_fault: total.pgmajfault,
-        total_inactive_anon: total.inactive_anon,
-        total_active_anon: total.active_anon,
-        total_inactive_file: total.inactive_file,
-        total_active_file: total.active_file,
-        total_unevictable: total.unevictable,
-        usage: MessageField::some(v1_memory_entry(memory.usage)),
-        swap: MessageField::some(v1_memory_entry(memory.swap)),
-        kernel: MessageField::some(v1_memory_entry(memory.kernel)),
-        kernel_tcp: MessageField::some(v1_memory_entry(memory.kernel_tcp)),
-        ..Default::default()
-    }
-}
-
-fn v1_memory_entry(entry: v1::MemoryEntry) -> v1_message::MemoryEntry {
-    v1_message::MemoryEntry {
-        limit: entry.limit,
-        usage: entry.usage,
-        max: entry.max,
-        failcnt: entry.failcnt,
-        ..Default::default()
-    }
-}
-
-fn v1_blkio(blkio: v1::Blkio) -> v1_message::BlkIOStat {
-    let entries = |entries: Vec<v1::BlkioEntry>| {
-        let message = |entry: v1::BlkioEntry| v1_message::BlkIOEntry {
-            op: entry.op,
-            device: entry.device,
-            major: entry.major,
-            minor: entry.minor,
-            value: entry.value,
-            ..Default::default()
-        };
-        entries.into_iter().map(message).collect()
-    };
-    v1_message::BlkIOStat {
-        io_service_bytes_recursive: entries(blkio.io_service_bytes_recursive),
-        io_serviced_recursive: entries(blkio.io_serviced_recursive),
-        io_queued_recursive: entries(blkio.io_queued_recursive),
-        io_service_time_recursive: entries(blkio.io_service_time_recursive),
-        io_wait_time_recursive: entries(blkio.io_wait_time_recursive),
-        io_merged_recursive: entries(blkio.io_merged_recursive),
-        io_time_recursive: entries(blkio.io_time_recursive),
-        sectors_recursive: entries(blkio.sectors_recursive),
-        ..Default::default()
-    }
-}
-
-fn v1_rdma(rdma: Rdma) -> v1_message::RdmaStat {
-    let entries = |entries: Vec<RdmaEntry>| {
-        let message = |entry: RdmaEntry| v1_message::RdmaEntry {
-            device: entry.device,
-            hca_handles: entry.hca_handles,
-            hca_objects: entry.hca_objects,
-            ..Default::default()
-        };
-        entries.into_iter().map(message).collect()
-    };
-    v1_message::RdmaStat {
-        current: entries(rdma.current),
-        limit: entries(rdma.limit),
-        ..Default::default()
-    }
-}
-
-fn v2_metrics(metrics: v2::Metrics) -> v2_message::Metrics {
-    let pids = v2_message::PidsStat {
-        current: metrics.pids.current,
-        limit: metrics.pids.limit,
-        ..Default::default()
-    };
-    v2_message::Metrics {
-        pids: MessageField::some(pids),
-        cpu: MessageField::some(v2_cpu(metrics.cpu)),
-        memory: MessageField::some(v2_memory(metrics.memory)),
-        rdma: MessageField::some(v2_rdma(metrics.rdma)),
-        io: MessageField::some(v2_io(metrics.io)),
-        hugetlb: metrics.hugetlb.into_iter().map(v2_hugetlb).collect(),
-        memory_events: field(metrics.memory_events, |events| v2_message::MemoryEvents {
-            low: events.low,
-            high: events.high,
-            max: events.max,
-            oom: events.oom,
-            oom_kill: events.oom_kill,
-            oom_group_kill: events.oom_group_kill,
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
-}
-
-fn v2_cpu(cpu: v2::Cpu) -> v2_message::CPUStat {
-    v2_message::CPUStat {
-        usage_usec: cpu.usage_usec,
-        user_usec: cpu.user_usec,
-        system_usec: cpu.system_usec,
-        nr_periods: cpu.nr_periods,
-        nr_throttled: cpu.nr_throttled,
-        throttled_usec: cpu.throttled_usec,
-        psi: field(cpu.pressure, v2_pressure),
-        nr_bursts: cpu.nr_bursts,
-        burst_usec: cpu.burst_usec,
-        ..Default::default()
-    }
-}
-
-fn v2_memory(memory: v2::Memory) -> v2_message::MemoryStat {
-    v2_message::MemoryStat {
-        anon: memory.anon,
-        file: memory.file,
-        kernel_stack: memory.kernel_stack,
-        slab: memory.slab,
-        sock: memory.sock,
-        shmem: memory.shmem,
-        file_mapped: memory.file_mapped,
-        file_dirty: memory.file_dirty,
-        file_writeback: memory.file_writeback,
-        anon_thp: memory.anon_thp,
-        inactive_anon: memory.inactive_anon,
-        active_anon: memory.active_anon,
-        inactive_file: memory.inactive_file,
-        active_file: memory.active_file,
-        unevictable: memory.unevictable,
-        slab_reclaimable: memory.slab_reclaimable,
-        slab_unreclaimable: memory.slab_unreclaimable,
-        pgfault: memory.pgfault,
-        pgmajfault: memory.pgmajfault,
-        workingset_refault: memory.workingset_refault,
-        workingset_activate: memory.workingset_activate,
-        workingset_nodereclaim: memory.workingset_nodereclaim,
-        pgrefill: memory.pgrefill,
-        pgscan: memory.pgscan,
-        pgsteal: memory.pgsteal,
-        pgactivate: memory.pgactivate,
-        pgdeactivate: memory.pgdeactivate,
-        pglazyfree: memory.pglazyfree,
-        pglazyfreed: memory.pglazyfreed,
-        thp_fault_alloc: memory.thp_fault_alloc,
-        thp_collapse_alloc: memory.thp_collapse_alloc,
-        usage: memory.usage,
-        usage_limit: memory.usage_limit,
-        swap_usage: memory.swap_usage,
-        swap_limit: memory.swap_limit,
-        max_usage: memory.max_usage,
-        swap_max_usage: memory.swap_max_usage,
-        psi: field(memory.pressure, v2_pressure),
-        ..Default::default()
-    }
-}
-
-fn v2_rdma(rdma: Rdma) -> v2_message::RdmaStat {
-    let entries = |entries: Vec<RdmaEntry>| {
-        let message = |entry: RdmaEntry| v2_message::RdmaEntry {
-            device: entry.device,
-            hca_handles: entry.hca_handles,
-            hca_objects: entry.hca_objects,
-            ..Default::default()
-        };
-        entries.into_iter().map(message).collect()
-    };
-    v2_message::RdmaStat {
-        current: entries(rdma.current),
-        limit: entries(rdma.limit),
-        ..Default::default()
-    }
-}
-
-fn v2_io(io: v2::Io) -> v2_message::IOStat {
-    let message = |entry: v2::IoEntry| v2_message::IOEntry {
-        major: entry.major,
-        minor: entry.minor,
-        rbytes: entry.rbytes,
-        wbytes: entry.wbytes,
-        rios: entry.rios,
-        wios: entry.wios,
-        ..Default::default()
-    };
-    v2_message::IOStat {
-        usage: io.usage.into_iter().map(message).collect(),
-        psi: field(io.pressure, v2_pressure),
-        ..Default::default()
-    }
-}
-
-fn v2_hugetlb(pages: v2::Hugetlb) -> v2_message::HugeTlbStat {
-    v2_message::HugeTlbStat {
-        current: pages.current,
-        max: pages.max,
-        pagesize: pages.pagesize,
-        failcnt: pages.failcnt,
-        ..Default::default()
-    }
-}
-
-fn v2_pressure(pressure: v2::Pressure) -> v2_message::PSIStats {
-    let stall = |stall: v2::Stall| v2_message::PSIData {
-        avg10: stall.avg10,
-        avg60: stall.avg60,
-        avg300: stall.avg300,
-        total: stall.total,
-        ..Default::default()
-    };
-    v2_message::PSIStats {
-        some: field(pressure.some, stall),
-        full: field(pressure.full, stall),
-        ..Default::default()
-    }
-}
-
 /// A group of figures that may be missing.
 fn field<T, M>(figures: Option<T>, message: impl FnOnce(T) -> M) -> MessageField<M> {
     MessageField::from_option(figures.map(message))
@@ -330,6 +36,9 @@ fn field<T, M>(figures: Option<T>, message: impl FnOnce(T) -> M) -> MessageField
 
 #[cfg(test)]
 mod tests {
+    use container::cgroup::stats::{Rdma, RdmaEntry, v1, v2};
+    use containerd_shim::protos::cgroups::metrics as v1_message;
+    use containerd_shim::protos::cgroups_v2::metrics as v2_message;
     use containerd_shim::protos::protobuf::Message;
 
     use super::*;

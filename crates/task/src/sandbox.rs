@@ -11,9 +11,9 @@ use std::time::SystemTime;
 use container::{Bundle, Exit, Pod, PodInit};
 use tokio::sync::watch;
 
+use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::pod_config::{Mode, PodConfig};
-use crate::task::Daemon;
 
 /// The parameters that a pod with its own network gets if it does not say otherwise: containerd 2
 /// gives them to every pod with a pause container, in its default configuration

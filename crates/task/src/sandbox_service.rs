@@ -22,12 +22,13 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::RUNTIME;
+use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::metrics;
 use crate::pod_config::PodConfig;
+use crate::process::timestamp;
 use crate::sandbox::{Phase, Sandbox};
 use crate::service::Service;
-use crate::task::{Daemon, timestamp};
 
 /// The states of a sandbox in CRI's words, which containerd's CRI looks for
 /// (`runtime.v1.PodSandboxState`).

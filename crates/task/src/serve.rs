@@ -25,15 +25,15 @@ use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
+use crate::daemon::Daemon;
 use crate::events::Publisher;
 use crate::guests::{Caches, guests};
-use crate::image::Images;
+use crate::images::Images;
 use crate::sandbox::Slot;
 use crate::sandbox_service::SandboxService;
 use crate::service::Service;
 use crate::socket::{self, SocketFile};
 use crate::start::{PLACED, TASK_V2, TASK_V3, WANTED};
-use crate::task::Daemon;
 
 /// Where containerd listens for events: set by it for every shim.
 const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
@@ -61,17 +61,15 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
     let is_wanted = io::stdout().as_fd().try_clone_to_owned()?;
     container::stdio_from_null()?;
     // One thread serves everything; more come and go with blocking calls.
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(Duration::from_secs(1))
-        .build()?
-        .block_on(run(
-            flags,
-            zygote,
-            successor(&file, log)?,
-            listener,
-            is_wanted,
-        ))?;
+        .build()?;
+    let successor = successor(&file, log)?;
+    let ended = runtime.block_on(run(flags, zygote, successor, listener, is_wanted));
+    // A module that is being compiled for nobody ends with the daemon, and is not waited for.
+    runtime.shutdown_background();
+    ended?;
     file.remove();
     Ok(())
 }

@@ -21,24 +21,42 @@ use containerd_shim::protos::types::task::ProcessInfo;
 use containerd_shim::{TtrpcContext, TtrpcResult};
 use nix::sys::signal::Signal;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
+use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::TaskExecAdded;
 use crate::exec::ExecProcess;
 use crate::metrics;
-use crate::task::{Daemon, Task, timestamp};
+use crate::process::timestamp;
+use crate::task::Task;
 
 /// All tasks of this daemon.
+#[derive(Clone)]
 pub struct Service {
     daemon: Arc<Daemon>,
-    tasks: Mutex<HashMap<String, Slot>>,
+    tasks: Arc<Mutex<HashMap<String, Slot>>>,
     ended: Arc<Notify>,
 }
 
 /// A task's place: taken from the moment its create begins, so that an id is never used twice.
 enum Slot {
-    Creating,
+    Creating(Creating),
     Task(Arc<Task>),
+}
+
+/// A create under way.
+///
+/// ttrpc drops a call whose deadline has passed, at whatever it waits for; and of a caller who has
+/// gone away it does not tell, but containerd deletes then what it asked for. A create is therefore
+/// made aside of its call: given up, it undoes what it has done, and has it settled before an
+/// answer to that delete.
+#[derive(Clone, Default)]
+struct Creating {
+    /// That nobody wants the task any more.
+    given_up: CancellationToken,
+    /// That the place has a task, or is free again.
+    settled: CancellationToken,
 }
 
 impl Service {
@@ -46,7 +64,7 @@ impl Service {
     pub fn new(daemon: Arc<Daemon>, ended: Arc<Notify>) -> Self {
         Self {
             daemon,
-            tasks: Mutex::default(),
+            tasks: Arc::default(),
             ended,
         }
     }
@@ -104,9 +122,63 @@ impl Service {
         let tasks = self.tasks();
         let tasks = tasks.values().filter_map(|slot| match slot {
             Slot::Task(task) => Some(task.clone()),
-            Slot::Creating => None,
+            Slot::Creating(_) => None,
         });
         tasks.collect()
+    }
+
+    /// The creates under way: of `id`, or all.
+    fn creating(&self, id: Option<&str>) -> Vec<Creating> {
+        let tasks = self.tasks();
+        let tasks = tasks
+            .iter()
+            .filter(|(its, _)| id.is_none_or(|id| id == *its));
+        let creating = tasks.filter_map(|(_, slot)| match slot {
+            Slot::Creating(creating) => Some(creating.clone()),
+            Slot::Task(_) => None,
+        });
+        creating.collect()
+    }
+
+    /// Makes the task that `request` asks for in its place, which is free again where that fails.
+    async fn make(
+        &self,
+        request: &CreateTaskRequest,
+        creating: Creating,
+    ) -> Result<Arc<Task>, Error> {
+        let _settled_at_the_end = creating.settled.drop_guard();
+        let made = Task::create(&self.daemon, request, &creating.given_up).await;
+        let made = match made {
+            Ok(task) => {
+                let slot = Slot::Task(task.clone());
+                self.tasks().insert(request.id.clone(), slot);
+                self.keep(task, &creating.given_up).await
+            }
+            Err(error) => Err(error),
+        };
+        made.inspect_err(|error| {
+            log::error!("create of {}: {error}", request.id);
+            self.tasks().remove(&request.id);
+        })
+    }
+
+    /// Gives the task, unless nobody wants it any more, and then deletes it.
+    async fn keep(
+        &self,
+        task: Arc<Task>,
+        given_up: &CancellationToken,
+    ) -> Result<Arc<Task>, Error> {
+        let wanted = match given_up.is_cancelled() {
+            true => Err(Error::given_up()),
+            // One that was stopped meanwhile has not seen this task, or has seen it and stopped it.
+            false => self.daemon.sandbox.expect_ready(),
+        };
+        if wanted.is_err()
+            && let Err(leftover) = task.delete(&self.daemon).await
+        {
+            log::warn!("delete of {}: {leftover}", task.id());
+        }
+        wanted.map(|()| task)
     }
 
     /// The process of a task that is meant: its init where `exec_id` is empty.
@@ -150,27 +222,19 @@ impl containerd_shim::Task for Service {
         _: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> TtrpcResult<CreateTaskResponse> {
+        let creating = Creating::default();
         match self.tasks().entry(request.id.clone()) {
             Entry::Occupied(_) => {
                 return Err(Error::AlreadyExists(format!("container {}", request.id)).into());
             }
-            Entry::Vacant(slot) => slot.insert(Slot::Creating),
+            Entry::Vacant(slot) => slot.insert(Slot::Creating(creating.clone())),
         };
-        let created = Task::create(&self.daemon, &request).await;
-        let task = created.inspect_err(|error| {
-            self.tasks().remove(&request.id);
-            log::error!("create of {}: {error}", request.id);
-        })?;
-        self.tasks()
-            .insert(request.id.clone(), Slot::Task(task.clone()));
-        // A sandbox that was stopped meanwhile has not seen this task, or has seen it and stopped it.
-        if let Err(error) = self.daemon.sandbox.expect_ready() {
-            if let Err(leftover) = task.delete(&self.daemon).await {
-                log::warn!("delete of {}: {leftover}", request.id);
-            }
-            self.tasks().remove(&request.id);
-            return Err(error.into());
-        }
+        let _dropped_with_the_call = creating.given_up.clone().drop_guard();
+        let service = self.clone();
+        let made = tokio::spawn(async move { service.make(&request, creating).await });
+        let task = made
+            .await
+            .map_err(|error| Error::Unknown(error.to_string()))??;
         Ok(CreateTaskResponse {
             pid: task.pid(),
             ..CreateTaskResponse::default()
@@ -249,6 +313,10 @@ impl containerd_shim::Task for Service {
         _: &TtrpcContext,
         request: DeleteRequest,
     ) -> TtrpcResult<DeleteResponse> {
+        for creating in self.creating(Some(&request.id)) {
+            creating.given_up.cancel();
+            creating.settled.cancelled().await;
+        }
         let deleted = match self.process(&request.id, &request.exec_id)? {
             Process::Init(task) => {
                 let deleted = task.delete(&self.daemon).await;
@@ -348,7 +416,15 @@ impl containerd_shim::Task for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> TtrpcResult<Empty> {
-        self.end_if_idle();
+        let service = self.clone();
+        // Not asked again: a create that fails leaves nobody to wait for.
+        let end = async move {
+            for creating in service.creating(None) {
+                creating.settled.cancelled().await;
+            }
+            service.end_if_idle();
+        };
+        tokio::spawn(end);
         Ok(Empty::default())
     }
 

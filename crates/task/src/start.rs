@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionread;
 use serde::Deserialize;
 
-use crate::options::Options;
+use crate::settings::Options;
 use crate::socket::{SocketFile, listen, socket_path};
 
 /// The task service's name for containerd 2 and for the ones before.

@@ -9,104 +9,32 @@ mod update;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use container::cgroup::{Cgroup, OomWatch};
 use container::rootfs::{self, Mount};
 use container::{
-    Bundle, Container, Create, Exit, Logging, Module, OomKills, Process, Reaper, Restore, Stdio,
-    StdioPaths, Target, Zygote,
+    Bundle, Container, Create, Exit, Module, OomKills, Restore, Stdio, StdioPaths, Target,
 };
 use containerd_shim::api::{CreateTaskRequest, ExecProcessRequest, Status};
 use containerd_shim::protos::protobuf::MessageField;
-use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
-use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Uid};
 use tokio::sync::{Mutex, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
+use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{Publisher, TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskStart};
 use crate::exec::ExecProcess;
-use crate::guests::{self, Caches, Which};
-use crate::image::Images;
+use crate::guests;
 use crate::memo::Memo;
-use crate::options::Options;
-use crate::sandbox::Slot;
+use crate::process::{resize, signal, stream_owner, timestamp};
+use crate::settings::Options;
 
 /// The highest number of a signal (signal(7)).
 const SIGNALS: u32 = 64;
-
-/// What all tasks of a daemon share.
-pub struct Daemon {
-    /// Who clones containers.
-    pub zygote: Arc<Zygote>,
-    /// Who waits for their ends.
-    pub reaper: Reaper,
-    /// Who tells containerd.
-    pub publisher: Publisher,
-    /// Compiled guests.
-    pub caches: Caches,
-    /// Guests that are no files.
-    pub images: Images,
-    /// containerd's namespace.
-    pub namespace: String,
-    /// The pod without a container of its own that the tasks belong to, if they do.
-    pub sandbox: Slot,
-}
-
-impl Daemon {
-    /// What a logger of the process `id` is to know.
-    pub fn logging<'a>(&'a self, id: &'a str) -> Logging<'a> {
-        Logging {
-            id,
-            namespace: &self.namespace,
-            reaper: &self.reaper,
-        }
-    }
-
-    /// The native code of `module`, which a process of the container `id` is to run; `None` where
-    /// there is no such module.
-    ///
-    /// # Errors
-    /// Why it cannot be run.
-    pub async fn artifact(
-        &self,
-        id: &str,
-        bundle: &Bundle,
-        options: &Options,
-        module: Module,
-    ) -> Result<Option<File>, String> {
-        let cache = &Which {
-            folder: options.cache_dir.as_deref(),
-            flags: options.guest.flags(),
-            size: options.cache_size.unwrap_or(wasm::DEFAULT_CACHE_SIZE),
-        };
-        let name = match module {
-            Module::File { file, path } => {
-                let made = self.caches.artifact(cache, file, path).await;
-                return made.map(Some);
-            }
-            Module::Layer { name } => name,
-        };
-        let entrypoint = bundle.process().and_then(|it| it.args().as_ref()?.first());
-        let entrypoint = entrypoint.map_or("", String::as_str);
-        let found = self.images.layer(id, &name, entrypoint).await;
-        let Some(layer) = found.map_err(|error| error.to_string())? else {
-            return Ok(None);
-        };
-        let key = layer.key();
-        if let Some(known) = self.caches.known(cache, key).await? {
-            return Ok(Some(known));
-        }
-        let module = layer.read().await.map_err(|error| error.to_string())?;
-        let made = self.caches.artifact_of(cache, key, module, layer.name());
-        made.await.map(Some)
-    }
-}
 
 /// A container that has been created and not been deleted.
 pub struct Task {
@@ -138,13 +66,15 @@ enum Phase {
 }
 
 impl Task {
-    /// Creates the task that `request` asks for, up to where its init waits to be started.
+    /// Creates the task that `request` asks for, up to where its init waits to be started. Once that
+    /// is `given_up`, a module is not waited for any more: what compiles it goes on, for the next.
     ///
     /// # Errors
     /// The reason, with nothing left behind.
     pub async fn create(
         daemon: &Arc<Daemon>,
         request: &CreateTaskRequest,
+        given_up: &CancellationToken,
     ) -> Result<Arc<Self>, Error> {
         let bundle = Bundle::load(request.bundle.as_ref())
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
@@ -180,7 +110,11 @@ impl Task {
             .map_err(|error| Error::Unknown(format!("noting the container's state: {error}")))?;
         let since = Instant::now();
         let kills = OomKills::now();
-        let artifact = |module: Module| daemon.artifact(&request.id, &bundle, &options, module);
+        let artifact = async |module: Module| {
+            let made = daemon.artifact(&request.id, &bundle, &options, module);
+            let made = given_up.run_until_cancelled(made).await;
+            made.unwrap_or_else(|| Err(Error::given_up().to_string()))
+        };
         let created = Container::create(&daemon.zygote, create, theirs, artifact).await;
         let (container, console) = match created {
             Ok(created) => created,
@@ -576,59 +510,6 @@ impl Task {
         };
         (status, *self.exit.borrow())
     }
-}
-
-/// Sends the signal numbered `number` to `process`.
-///
-/// # Errors
-/// When it has ended, or there is no such signal.
-pub fn signal(process: &Process, number: u32) -> Result<(), Error> {
-    let Err(error) = process.signal(number as i32) else {
-        return Ok(());
-    };
-    Err(match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ESRCH) => Error::NotFound("process already finished".into()),
-        Some(Errno::EINVAL) => Error::InvalidArgument(format!("there is no signal {number}")),
-        _ => Error::Unknown(format!("unknown error after kill: {error}")),
-    })
-}
-
-/// Sets the size of a process's terminal, if it has one.
-///
-/// # Errors
-/// When the terminal refuses.
-pub fn resize(stdio: &Stdio, rows: u32, columns: u32) -> Result<(), Error> {
-    // The kernel's numbers are shorter than the message's; the runc shim cuts them too.
-    stdio
-        .resize(rows as u16, columns as u16)
-        .map_err(|error| Error::Unknown(format!("resizing the terminal: {error}")))
-}
-
-/// A time in containerd's messages.
-pub fn timestamp(at: SystemTime) -> Timestamp {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp {
-        seconds: since.as_secs() as i64,
-        nanos: since.subsec_nanos() as i32,
-        ..Timestamp::default()
-    }
-}
-
-/// The owner of the pipes to a process: as the options say, or its `user` on the host.
-pub fn stream_owner(options: &Options, user: (Uid, Gid)) -> (Uid, Gid) {
-    let (uid, gid) = user;
-    (
-        if options.io_uid == 0 {
-            uid
-        } else {
-            Uid::from_raw(options.io_uid)
-        },
-        if options.io_gid == 0 {
-            gid
-        } else {
-            Gid::from_raw(options.io_gid)
-        },
-    )
 }
 
 fn create_request(

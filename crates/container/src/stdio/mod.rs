@@ -10,6 +10,7 @@
 mod console;
 mod console_socket;
 mod copy;
+mod error;
 mod logger;
 mod pty;
 mod target;
@@ -29,6 +30,7 @@ pub use console::Console;
 use console::WeakConsole;
 pub(crate) use console_socket::ConsoleSocket;
 use copy::{Source, Writer, copy};
+pub use error::StdioError;
 use logger::Logger;
 pub use logger::Logging;
 pub(crate) use pty::Pty;
@@ -49,59 +51,6 @@ pub struct StdioPaths {
     pub stderr: String,
     /// Whether all three are one terminal.
     pub terminal: bool,
-}
-
-/// Why streams could not be connected.
-#[derive(Debug, thiserror::Error)]
-pub enum StdioError {
-    /// The path cannot be opened.
-    #[error("the container's {stream} {path} cannot be opened: {source}")]
-    Open {
-        /// stdin, stdout or stderr.
-        stream: &'static str,
-        /// The path as given.
-        path: String,
-        /// open(2)'s reason.
-        source: io::Error,
-    },
-    /// The URI has a scheme that is not served.
-    #[error(
-        "the container's {stream} {uri} has the scheme {scheme}://, which this shim does not serve; fifo://, file:// and binary:// it does"
-    )]
-    Scheme {
-        /// stdin, stdout or stderr.
-        stream: &'static str,
-        /// The URI as given.
-        uri: String,
-        /// Its scheme.
-        scheme: String,
-    },
-    /// The URI names nothing on this host.
-    #[error("the container's {stream} {uri} is wrong: {reason}")]
-    Uri {
-        /// stdin, stdout or stderr.
-        stream: &'static str,
-        /// The URI as given.
-        uri: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The logger does not run.
-    #[error("the container's logger {uri} failed: {reason}")]
-    Logger {
-        /// The URI as given.
-        uri: String,
-        /// Why.
-        reason: String,
-    },
-    /// No pipe could be made for it.
-    #[error("making a pipe for the container's {stream}: {source}")]
-    Pipe {
-        /// stdin, stdout or stderr.
-        stream: &'static str,
-        /// pipe(2)'s or fchown(2)'s reason.
-        source: io::Error,
-    },
 }
 
 /// What a process is to be made with.

@@ -7,7 +7,8 @@ use containerd_shim::api::CheckpointTaskRequest;
 use containerd_shim::protos::protobuf::Message;
 use containerd_shim::protos::shim::oci::CheckpointOptions;
 
-use super::{Daemon, Phase, Task};
+use super::{Phase, Task};
+use crate::daemon::Daemon;
 use crate::error::Error;
 
 impl Task {

@@ -7,9 +7,10 @@ use container::cgroup::{self, Cgroup};
 use nix::sys::signal::Signal;
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::{Phase, Task, signal};
+use super::{Phase, Task};
 use crate::error::Error;
 use crate::events::{Publisher, TaskPaused, TaskResumed};
+use crate::process::signal;
 
 /// Whoever freezes or thaws the cgroup, one after the other.
 #[derive(Default)]

@@ -28,7 +28,7 @@ const PRECISION: Duration = Duration::from_secs(60 * 60);
 pub struct Entry {
     /// SHA-256 of the module, in hexadecimal.
     pub digest: String,
-    /// Whether this program's version made it and can use it.
+    /// Whether this program's version made it, with whatever settings, and can use it.
     pub current: bool,
     /// The file's size in bytes.
     pub size: u64,
@@ -66,12 +66,17 @@ impl Entry {
 #[derive(Clone, Debug)]
 pub struct Inventory {
     directory: PathBuf,
-    current: String,
+    /// What stands for this program's version, and the processor's features.
+    version: String,
+    /// The folder of the code that is compiled with the settings at hand.
+    entries: PathBuf,
 }
 
+/// Between a version and settings in the name of a folder.
+const SETTINGS: char = '-';
+
 impl Inventory {
-    /// The inventory of the cache in `directory`, which need not exist; current is in it what
-    /// is compiled as usual.
+    /// The inventory of the cache in `directory`, which need not exist.
     ///
     /// # Errors
     /// [`CacheError::Engine`].
@@ -79,19 +84,32 @@ impl Inventory {
         Self::of(directory, &Flags::default())
     }
 
-    /// The same; current is in it what is compiled as `flags` say.
+    /// The same, for who compiles as `flags` say.
     pub(super) fn of(directory: impl Into<PathBuf>, flags: &Flags) -> Result<Self, CacheError> {
-        let engine =
-            engine::engine(flags).map_err(|error| CacheError::Engine(format!("{error:#}")))?;
+        let compatibility = |flags: &Flags| match engine::engine(flags) {
+            Ok(engine) => Ok(engine::compatibility(&engine, FORMAT)),
+            Err(error) => Err(CacheError::Engine(format!("{error:#}"))),
+        };
+        let directory = directory.into();
+        let version = compatibility(&Flags::default())?;
+        let entries = match *flags == Flags::default() {
+            true => version.clone(),
+            false => match compatibility(flags)? {
+                // Not every setting shows in the code.
+                same if same == version => version.clone(),
+                settings => format!("{version}{SETTINGS}{settings}"),
+            },
+        };
         Ok(Self {
-            directory: directory.into(),
-            current: engine::compatibility(&engine, FORMAT),
+            entries: directory.join(entries),
+            directory,
+            version,
         })
     }
 
-    /// The folder of the code that this program's version makes.
-    pub(super) fn entries_directory(&self) -> PathBuf {
-        self.directory.join(&self.current)
+    /// The folder of the code that is compiled with the settings at hand.
+    pub(super) fn entries_directory(&self) -> &Path {
+        &self.entries
     }
 
     /// All native code, what was used last first.
@@ -101,7 +119,8 @@ impl Inventory {
     pub fn entries(&self) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for engine in self.engines()? {
-            let current = engine.file_name().to_str() == Some(&self.current);
+            let name = engine.file_name();
+            let current = name.to_str().is_some_and(|name| self.is_current(name));
             for file in list(&engine.path())? {
                 entries.extend(entry(&file, current));
             }
@@ -120,18 +139,20 @@ impl Inventory {
     }
 
     /// Removes what was not used for longest, until no more than `limit` bytes are left, and gives
-    /// what it has removed. `keep` stays in any case.
+    /// what it has removed. The code of the module `keep`, compiled with the settings at hand, stays
+    /// in any case.
     ///
     /// # Errors
     /// The system's.
     pub fn shrink(&self, limit: u64, keep: Option<&str>) -> io::Result<Vec<Entry>> {
+        let keep = keep.map(|digest| self.entries.join(digest));
         let mut entries = self.entries()?;
         let mut total: u64 = entries.iter().map(|entry| entry.size).sum();
         let mut removed = Vec::new();
         while total > limit
             && let Some(entry) = entries.pop()
         {
-            if entry.current && Some(entry.digest.as_str()) == keep {
+            if keep.as_ref() == Some(&entry.path) {
                 continue;
             }
             self.remove(&entry)?;
@@ -194,12 +215,15 @@ impl Inventory {
         let mut engines = list(&self.directory)?;
         engines.retain(|entry| {
             entry.file_type().is_ok_and(|kind| kind.is_dir())
-                && entry
-                    .file_name()
-                    .to_str()
-                    .is_some_and(|name| is_hex(name, 32))
+                && entry.file_name().to_str().is_some_and(is_engine)
         });
         Ok(engines)
+    }
+
+    /// Whether the folder `name` has this version's code.
+    fn is_current(&self, name: &str) -> bool {
+        let settings = name.strip_prefix(&self.version);
+        settings.is_some_and(|rest| rest.is_empty() || rest.starts_with(SETTINGS))
     }
 }
 
@@ -253,6 +277,15 @@ fn list(folder: &Path) -> io::Result<Vec<DirEntry>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         found => found?.collect(),
     }
+}
+
+/// Whether a folder of this name has native code, of whatever version.
+fn is_engine(name: &str) -> bool {
+    let (version, settings) = match name.split_once(SETTINGS) {
+        Some((version, settings)) => (version, Some(settings)),
+        None => (name, None),
+    };
+    is_hex(version, 32) && settings.is_none_or(|settings| is_hex(settings, 32))
 }
 
 fn is_digest(name: &str) -> bool {

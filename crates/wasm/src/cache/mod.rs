@@ -4,7 +4,8 @@
 //! DIRECTORY/                  0700, root's
 //!   lock                      who compiles what at the moment, as locked bytes
 //!   digests                   those of large files (recall.rs)
-//!   ENGINE/                   engine::compatibility: code of another version is never looked at
+//!   VERSION[-SETTINGS]/       engine::compatibility with the default settings, and with others than
+//!                             those: code of another version is never looked at
 //!     SHA-256 of the module   an artifact (artifact.rs)
 //!     SHA-256.used            when it was last used (inventory.rs)
 //! ```
@@ -77,7 +78,7 @@ impl Cache {
     ) -> Result<Self, CacheError> {
         let directory = directory.into();
         let inventory = Inventory::of(&directory, &flags)?;
-        let entries = inventory.entries_directory();
+        let entries = inventory.entries_directory().to_owned();
         make_private(&directory)?;
         make_private(&entries)?;
         Ok(Self {

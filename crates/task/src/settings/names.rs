@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
-use crate::options::Options;
+use super::options::Options;
 
 /// A setting, or a table of settings.
 #[derive(Debug, PartialEq, Eq)]

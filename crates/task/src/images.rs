@@ -7,15 +7,13 @@
 //! it has never been compiled. Where there are several layers, the compile worker takes what the
 //! program imports from those that export it.
 
-mod manifest;
-mod store;
-
 use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 
-use manifest::{Descriptor, Index, Manifest};
+use image::{Blob, Store, StoreError};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use sha2::{Digest, Sha256};
-use store::{Blob, Store};
 
 /// What is wrong with an image whose layer a process may mean.
 #[derive(Debug, thiserror::Error)]
@@ -30,44 +28,6 @@ pub enum ImageError {
         /// The image.
         image: String,
     },
-    /// A call to containerd that should work did not.
-    #[error("asking containerd for {what} failed: {reason}")]
-    Call {
-        /// What was asked for.
-        what: String,
-        /// What containerd or the connection said.
-        reason: String,
-    },
-    /// A part of the image is not in containerd's content store.
-    #[error(
-        "the image {image} is not whole: containerd's content store lacks {what}; pull or import it again"
-    )]
-    Missing {
-        /// The image.
-        image: String,
-        /// The part.
-        what: String,
-    },
-    /// A part of the image is not what its digest or size says.
-    #[error(
-        "the image {image} is damaged: {what} {reason}; remove the image and pull or import it again"
-    )]
-    Damaged {
-        /// The image.
-        image: String,
-        /// The part.
-        what: String,
-        /// In which way.
-        reason: String,
-    },
-    /// The image breaks the layout's rules.
-    #[error("the image {image} cannot be run: {reason}")]
-    Malformed {
-        /// The image.
-        image: String,
-        /// Which, and how.
-        reason: String,
-    },
     /// The process names none of several layers.
     #[error(
         "exec: {name:?} is no file and none of the wasm layers of the image {image}, which are {layers}; the entrypoint must name one"
@@ -80,6 +40,9 @@ pub enum ImageError {
         /// How they can be named.
         layers: String,
     },
+    /// containerd does not give a part of it, or the image breaks the layout's rules.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// The images of the containers of one containerd and namespace.
@@ -117,40 +80,41 @@ impl Images {
         name: &str,
         entrypoint: &str,
     ) -> Result<Option<Layer>, ImageError> {
-        let Some(store) = Store::connect(&self.address, &self.namespace).await else {
-            return Ok(None);
-        };
-        let Some(image) = store.image_of(container).await else {
+        let Some((store, image)) = self.image_of(container).await else {
             return Ok(None);
         };
         let Some(target) = store.target(&image).await? else {
             let name = name.to_owned();
             return Err(ImageError::Gone { name, image });
         };
-        let Some(manifest) = wasm_manifest(&store, &image, target).await? else {
-            return Ok(None);
-        };
-        let malformed = |reason| ImageError::Malformed {
+        let malformed = |reason| StoreError::Malformed {
             image: image.clone(),
             reason,
         };
-        let config = store
-            .read(&image, &manifest.config.blob("the configuration"))
-            .await?;
+        let manifests = store.manifests(&image, &target, |platform| {
+            platform.is_none_or(|platform| platform.architecture == "wasm")
+        });
+        let mut manifests = manifests.await?;
+        manifests.retain(|(_, manifest)| manifest.is_wasm());
+        let Some(manifest) = image::meant(manifests, name) else {
+            return Ok(None);
+        };
+        let config = manifest.config.blob(&image, "the configuration");
+        let config = store.document(&config).await?;
         manifest.check(&config).map_err(malformed)?;
-        let is_entrypoint = manifest::without_function(entrypoint) == name;
+        let is_entrypoint = image::without_function(entrypoint) == name;
         let layers = manifest.wasm_layers();
-        let Some(program) = manifest::named(&layers, name, is_entrypoint) else {
+        let Some(program) = image::named(&layers, name, is_entrypoint) else {
             return match is_entrypoint {
                 true => Err(ImageError::Ambiguous {
                     name: name.to_owned(),
                     image: image.clone(),
-                    layers: manifest::listed(&layers),
+                    layers: image::listed(&layers),
                 }),
                 false => Ok(None),
             };
         };
-        manifest::check_size(&layers).map_err(malformed)?;
+        image::check_size(&layers, wasm::MAX_MODULE_BYTES).map_err(malformed)?;
         let others = layers
             .iter()
             .filter(|layer| layer.label() != program.label());
@@ -159,14 +123,27 @@ impl Images {
         let mut blobs = Vec::new();
         for layer in ordered {
             digests.push(layer.sha256().map_err(malformed)?);
-            let what = format!("the layer {}", layer.label());
-            blobs.push(layer.blob(&what).of(&image));
+            blobs.push(layer.blob(&image, format!("the layer {}", layer.label())));
         }
         Ok(Some(Layer {
             key: key(&digests),
             store,
             blobs,
         }))
+    }
+
+    /// The name of the image of `container`, and the containerd that has it. What containerd does
+    /// not tell is for the log: the process's own words are the error then.
+    async fn image_of(&self, container: &str) -> Option<(Store, String)> {
+        let asked = async {
+            let store = Store::connect(&self.address, &self.namespace).await?;
+            let image = store.image_of(container).await?;
+            Ok::<_, StoreError>(image.map(|image| (store, image)))
+        };
+        asked
+            .await
+            .inspect_err(|error| log::warn!("{container}: looking for its image: {error}"))
+            .ok()?
     }
 }
 
@@ -201,42 +178,25 @@ impl Layer {
     /// When containerd does not have it, or has something else.
     pub async fn read(&self) -> Result<File, ImageError> {
         match &self.blobs[..] {
-            [module] => self.store.copy(module).await,
-            parts => self.store.copy_all(parts).await,
+            [module] => self.copy(module).await,
+            _ => self.copy_all().await,
         }
     }
-}
 
-/// The manifest of an image that has wasm layers; `None` where there is none.
-async fn wasm_manifest(
-    store: &Store,
-    image: &str,
-    target: Descriptor,
-) -> Result<Option<Manifest>, ImageError> {
-    let malformed = |reason| ImageError::Malformed {
-        image: image.to_owned(),
-        reason,
-    };
-    if !target.is_index() {
-        let bytes = store.read(image, &target.blob("the manifest")).await?;
-        let manifest = Manifest::parse(&bytes).map_err(malformed)?;
-        return Ok(manifest.is_wasm().then_some(manifest));
+    async fn copy(&self, module: &Blob) -> Result<File, ImageError> {
+        let file = memfd_create(c"layer", MFdFlags::MFD_CLOEXEC);
+        let mut file = File::from(file.map_err(|error| module.unkept(error.into()))?);
+        self.store.open(module).await?.copy(&mut file).await?;
+        Ok(file)
     }
-    let bytes = store.read(image, &target.blob("the index")).await?;
-    let index = Index::parse(&bytes).map_err(malformed)?;
-    let mut found = None;
-    for descriptor in index.for_wasm() {
-        // Of an index, only what is for the platform that was asked for need be there.
-        let bytes = match store.read(image, &descriptor.blob("a manifest")).await {
-            Err(ImageError::Missing { .. }) => continue,
-            bytes => bytes?,
-        };
-        let manifest = Manifest::parse(&bytes).map_err(malformed)?;
-        if manifest.is_wasm() && found.replace(manifest).is_some() {
-            return Err(malformed(
-                "its index has several manifests with wasm layers, and containerd does not tell which one is meant; give each a name of its own".to_owned(),
-            ));
+
+    async fn copy_all(&self) -> Result<File, ImageError> {
+        let unkept = |error: io::Error| self.blobs[0].unkept(error);
+        let mut parts = wasm::Parts::new().map_err(unkept)?;
+        for blob in &self.blobs {
+            let room = parts.begin(blob.size).map_err(unkept)?;
+            self.store.open(blob).await?.copy(room).await?;
         }
+        Ok(parts.into_file())
     }
-    Ok(found)
 }

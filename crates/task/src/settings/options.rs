@@ -1,7 +1,7 @@
 //! Everything that can be set of the shim, its containers and their guests.
 //!
 //! The names in the files are those of the fields here; what is set comes in layers, see
-//! [`crate::layers`].
+//! [`crate::settings`].
 
 use std::path::PathBuf;
 

@@ -1,64 +1,11 @@
-//! The documents of an image: which of its layers are wasm, and what they are called.
+//! Which layers of an image are wasm files, and which of them a name means.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
-use super::store::Blob;
-
-/// The media types of a layer that is a wasm file as it stands: that of the CNCF's Wasm OCI artifact,
-/// and that of runwasi's images before.
-const WASM_LAYERS: [&str; 2] = [
-    "application/wasm",
-    "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
-];
-
-/// The media type of a Wasm OCI artifact's configuration.
-const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
-
-/// The media types of lists of manifests.
-const INDEXES: [&str; 2] = [
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
-
-/// The annotation that has a layer's file name (OCI image specification, `annotations.md`).
-const TITLE: &str = "org.opencontainers.image.title";
-
-/// What refers to a part of an image.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Descriptor {
-    #[serde(default)]
-    media_type: String,
-    digest: String,
-    size: u64,
-    #[serde(default)]
-    annotations: BTreeMap<String, String>,
-    platform: Option<Platform>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Platform {
-    #[serde(default)]
-    architecture: String,
-}
-
-/// An image for one platform.
-#[derive(Debug, Deserialize)]
-pub struct Manifest {
-    /// Its configuration.
-    pub config: Descriptor,
-    #[serde(default)]
-    layers: Vec<Descriptor>,
-}
-
-/// An image for several platforms.
-#[derive(Debug, Deserialize)]
-pub struct Index {
-    #[serde(default)]
-    manifests: Vec<Descriptor>,
-}
+use crate::media::{COMPONENT_LAYER, WASM_CONFIG, WASM_LAYER};
+use crate::{Descriptor, Manifest, Platform};
 
 /// What of a configuration matters here.
 #[derive(Debug, Deserialize)]
@@ -68,100 +15,13 @@ struct Config {
     layer_digests: Option<BTreeSet<String>>,
 }
 
-impl From<containerd_client::types::Descriptor> for Descriptor {
-    fn from(descriptor: containerd_client::types::Descriptor) -> Self {
-        Self {
-            media_type: descriptor.media_type,
-            digest: descriptor.digest,
-            size: descriptor.size.try_into().unwrap_or(0),
-            annotations: BTreeMap::new(),
-            platform: None,
-        }
-    }
-}
-
 impl Descriptor {
-    /// The part that it refers to, which `what` stands for in messages.
-    pub fn blob(&self, what: &str) -> Blob {
-        Blob {
-            image: String::new(),
-            what: what.to_owned(),
-            digest: self.digest.clone(),
-            size: self.size,
-        }
-    }
-
-    /// Whether it refers to an [`Index`].
-    pub fn is_index(&self) -> bool {
-        INDEXES.contains(&self.media_type.as_str())
-    }
-
     fn is_wasm(&self) -> bool {
-        WASM_LAYERS.contains(&self.media_type.as_str())
-    }
-
-    fn title(&self) -> Option<&str> {
-        self.annotations.get(TITLE).map(String::as_str)
-    }
-
-    /// What it is called: its title, or else its digest.
-    pub fn label(&self) -> &str {
-        self.title().unwrap_or(&self.digest)
-    }
-
-    /// Its digest, in bytes.
-    ///
-    /// # Errors
-    /// It is of another kind, or malformed.
-    pub fn sha256(&self) -> Result<[u8; 32], String> {
-        let refuse = || {
-            format!(
-                "the layer {} has the digest {:?}, which is not sha256 and 64 digits",
-                self.label(),
-                self.digest
-            )
-        };
-        let hex = self.digest.strip_prefix("sha256:").ok_or_else(refuse)?;
-        if hex.len() != 64 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err(refuse());
-        }
-        let mut bytes = [0; 32];
-        for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {
-            let digits = std::str::from_utf8(digits).map_err(|_| refuse())?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| refuse())?;
-        }
-        Ok(bytes)
-    }
-}
-
-impl Index {
-    /// Reads an index.
-    ///
-    /// # Errors
-    /// When it is none.
-    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(bytes).map_err(|error| format!("its index is no index: {error}"))
-    }
-
-    /// The manifests that may have wasm layers.
-    pub fn for_wasm(&self) -> impl Iterator<Item = &Descriptor> {
-        self.manifests.iter().filter(|manifest| {
-            let platform = manifest.platform.as_ref();
-            platform.is_none_or(|platform| platform.architecture == "wasm")
-        })
+        [WASM_LAYER, COMPONENT_LAYER].contains(&self.media_type.as_str())
     }
 }
 
 impl Manifest {
-    /// Reads a manifest.
-    ///
-    /// # Errors
-    /// When it is none.
-    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| format!("its manifest is no manifest: {error}"))
-    }
-
     /// Whether the image is a Wasm OCI artifact or has wasm layers.
     pub fn is_wasm(&self) -> bool {
         self.is_artifact() || self.layers.iter().any(Descriptor::is_wasm)
@@ -171,7 +31,7 @@ impl Manifest {
         self.config.media_type == WASM_CONFIG
     }
 
-    /// The layers that are wasm files.
+    /// The layers that are wasm files as they stand.
     pub fn wasm_layers(&self) -> Vec<&Descriptor> {
         self.layers.iter().filter(|layer| layer.is_wasm()).collect()
     }
@@ -185,7 +45,7 @@ impl Manifest {
         if layers.is_empty() {
             return Err(format!(
                 "it is a Wasm OCI artifact without a layer of the media type {}",
-                WASM_LAYERS[0]
+                WASM_LAYER
             ));
         }
         let (mut digests, mut titles) = (BTreeSet::new(), BTreeSet::new());
@@ -226,6 +86,22 @@ impl Manifest {
     }
 }
 
+/// Of the manifests of one image, the one that is meant by a process whose program is called `name`.
+///
+/// Which of them an engine has made the container of it does not tell. It takes the platform that
+/// it is asked for, and the first in an index's order of those for the same one; and the container
+/// has the entrypoint of that one's configuration. So of those in containerd's store it is the first
+/// that has a layer of this title or digest, or else the first of all, in the index's order but for
+/// those for wasi/wasm, which go before.
+pub fn meant(mut manifests: Vec<(Option<Platform>, Manifest)>, name: &str) -> Option<Manifest> {
+    let own = Platform::default();
+    manifests.sort_by_key(|(platform, _)| platform.as_ref() != Some(&own));
+    let has_it = |manifest: &Manifest| named(&manifest.wasm_layers(), name, false).is_some();
+    let found = manifests.iter().position(|(_, manifest)| has_it(manifest));
+    let (_, manifest) = manifests.into_iter().nth(found.unwrap_or(0))?;
+    Some(manifest)
+}
+
 /// The layer that `name` means. `sole`: whether a single one is meant by any name.
 pub fn named<'a>(layers: &[&'a Descriptor], name: &str, sole: bool) -> Option<&'a Descriptor> {
     let found = layers.iter().find(|layer| {
@@ -244,18 +120,17 @@ pub fn listed(layers: &[&Descriptor]) -> String {
     labels.join(", ")
 }
 
-/// Refuses layers that are together too large to be compiled.
+/// Refuses layers that have together more than `most` bytes.
 ///
 /// # Errors
-/// They are.
-pub fn check_size(layers: &[&Descriptor]) -> Result<(), String> {
+/// They do.
+pub fn check_size(layers: &[&Descriptor], most: u64) -> Result<(), String> {
     let size = layers.iter().map(|layer| layer.size);
     let size = size.fold(0, u64::saturating_add);
-    if size > wasm::MAX_MODULE_BYTES {
+    if size > most {
         return Err(format!(
-            "its wasm layers {} have {size} bytes; there may be at most {}",
-            listed(layers),
-            wasm::MAX_MODULE_BYTES
+            "its wasm layers {} have {size} bytes; there may be at most {most}",
+            listed(layers)
         ));
     }
     Ok(())
@@ -272,15 +147,16 @@ pub fn without_function(entrypoint: &str) -> &str {
 fn plain(name: &str) -> &str {
     name.trim_start_matches("./").trim_start_matches('/')
 }
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::{Value, json};
+
+    use super::*;
+    use crate::media::TITLE;
 
     fn layer(digit: char, title: Option<&str>) -> Value {
         let digest = format!("sha256:{}", String::from(digit).repeat(64));
-        let mut layer = json!({"mediaType": WASM_LAYERS[0], "digest": digest, "size": 1});
+        let mut layer = json!({"mediaType": WASM_LAYER, "digest": digest, "size": 1});
         if let Some(title) = title {
             layer["annotations"] = json!({TITLE: title});
         }
@@ -290,7 +166,7 @@ mod tests {
     fn manifest(layers: &[Value]) -> Manifest {
         let config = json!({"mediaType": WASM_CONFIG, "digest": "sha256:0", "size": 2});
         let manifest = json!({"config": config, "layers": layers});
-        Manifest::parse(manifest.to_string().as_bytes()).unwrap()
+        serde_json::from_value(manifest).unwrap()
     }
 
     #[test]
@@ -336,37 +212,34 @@ mod tests {
     }
 
     #[test]
-    fn digests_are_sha256() {
-        let sound = manifest(&[layer('a', None)]);
-        assert_eq!(sound.wasm_layers()[0].sha256().unwrap(), [0xaa; 32]);
-        for digest in ["sha512:00", "sha256:", "sha256:+1", "plain"] {
-            let mut layer = layer('1', None);
-            layer["digest"] = json!(digest);
-            let error = manifest(&[layer]).wasm_layers()[0].sha256().unwrap_err();
-            assert!(error.contains(digest), "{error}");
-        }
-    }
-
-    #[test]
     fn layers_over_the_limit_are_refused() {
         let mut large = layer('1', None);
-        large["size"] = json!(wasm::MAX_MODULE_BYTES + 1);
+        large["size"] = json!(11);
         let small = layer('2', None);
-        assert!(check_size(&manifest(&[large.clone()]).wasm_layers()).is_err());
-        assert!(check_size(&manifest(&[small.clone(), large]).wasm_layers()).is_err());
-        assert!(check_size(&manifest(&[small]).wasm_layers()).is_ok());
+        assert!(check_size(&manifest(&[large.clone()]).wasm_layers(), 10).is_err());
+        assert!(check_size(&manifest(&[small.clone(), large]).wasm_layers(), 10).is_err());
+        assert!(check_size(&manifest(&[small]).wasm_layers(), 10).is_ok());
     }
 
     #[test]
-    fn an_index_is_looked_through_for_wasm() {
-        let entry = |platform| json!({"digest": "sha256:1", "size": 1, "platform": platform});
-        let index = json!({"manifests": [
-            entry(json!({"os": "linux", "architecture": "amd64"})),
-            entry(json!({"os": "wasip1", "architecture": "wasm"})),
-            entry(Value::Null),
-        ]});
-        let index = Index::parse(index.to_string().as_bytes()).unwrap();
-        assert_eq!(index.for_wasm().count(), 2);
-        assert!(Index::parse(b"no").is_err());
+    fn the_entrypoint_tells_the_manifests_of_an_index_apart() {
+        let of = |os: &str, digit, title| {
+            let platform = format!("{os}/wasm").parse().unwrap();
+            (Some(platform), manifest(&[layer(digit, title)]))
+        };
+        let all = vec![
+            of("wasip1", '1', Some("one")),
+            of("wasip2", '2', Some("two")),
+            of("wasi", '3', None),
+            (None, manifest(&[layer('4', Some("two"))])),
+        ];
+        for (name, digit) in [("/one", '1'), ("two", '2'), ("other", '3')] {
+            let meant = meant(all.clone(), name).unwrap();
+            let digest = &meant.layers[0].digest;
+            assert!(digest.ends_with(digit), "{name}: {digest}");
+        }
+        let first = meant(all[..2].to_vec(), "other").unwrap();
+        assert!(first.layers[0].digest.ends_with('1'));
+        assert!(meant(Vec::new(), "other").is_none());
     }
 }

@@ -1,0 +1,68 @@
+//! Settings in a container's annotations.
+
+use std::collections::HashMap;
+
+use toml::{Table, Value};
+
+use super::error::OptionsError;
+use super::layer::{alone, check_value, unknown};
+use super::names::{self, Kind};
+
+/// What annotations that are settings begin with.
+pub const ANNOTATION_PREFIX: &str = "lighter/";
+
+/// The settings among `annotations`, which must all be `allowed`.
+///
+/// # Errors
+/// Which is not allowed or wrong, the first in the order of their names.
+pub fn annotated(
+    annotations: Option<&HashMap<String, String>>,
+    allowed: &[String],
+) -> Result<Vec<Table>, OptionsError> {
+    let mut settings: Vec<(&str, &str)> = annotations
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| Some((key.strip_prefix(ANNOTATION_PREFIX)?, value.as_str())))
+        .collect();
+    // So that of several that are wrong the same is always told.
+    settings.sort_unstable();
+    let settings = settings.into_iter();
+    settings
+        .map(|(name, text)| annotation(name, text, allowed))
+        .collect()
+}
+
+fn annotation(name: &str, text: &str, allowed: &[String]) -> Result<Table, OptionsError> {
+    let from = format!("the annotation {ANNOTATION_PREFIX}{name}");
+    match names::find(name) {
+        Some(Kind::Setting) => {}
+        Some(Kind::Table) | None => return Err(unknown(from, name)),
+    }
+    if names::find_of_guest(name).is_none() {
+        let name = name.to_owned();
+        return Err(OptionsError::Host { from, name });
+    }
+    let is_of = |allowed: &String| {
+        name.strip_prefix(allowed.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    if !allowed.iter().any(is_of) {
+        return Err(OptionsError::NotAllowed(name.to_owned()));
+    }
+    // A value as in a file; the quotes of a text may be left out.
+    let plain = Value::String(text.to_owned());
+    let values = [text.parse().ok(), Some(plain)];
+    let mut reason = String::new();
+    for value in values.into_iter().flatten() {
+        match check_value(name, &value) {
+            Ok(()) => return Ok(alone(name, value)),
+            Err(wrong) => reason = wrong,
+        }
+    }
+    Err(OptionsError::Value {
+        from,
+        name: name.to_owned(),
+        value: format!("{text:?}"),
+        reason,
+    })
+}

@@ -1,0 +1,233 @@
+//! What can be set, and where it is set: by the host's file, then the runtime options that containerd
+//! hands over, then the container's annotations. What comes later wins, setting by setting.
+//!
+//! Reading order: `options` (everything that can be set), `names` (what that is called), `layer`
+//! (settings from one place), and the places: `host_file`, `runtime_options`, `annotations`.
+
+mod annotations;
+mod error;
+mod host_file;
+mod layer;
+mod names;
+mod options;
+mod runtime_options;
+
+use std::collections::HashMap;
+
+use containerd_shim::protos::protobuf::well_known_types::any::Any;
+use serde::Deserialize;
+use toml::Table;
+
+pub use error::OptionsError;
+pub use options::Options;
+
+use annotations::annotated;
+use host_file::host_file;
+use layer::{Layer, merge, one_line};
+use runtime_options::runtime_options;
+
+impl Options {
+    /// What is set of a container: by the host's file, by `any`, which containerd has sent, and by
+    /// its `annotations`.
+    ///
+    /// # Errors
+    /// Every [`OptionsError`].
+    pub fn of(
+        any: Option<&Any>,
+        annotations: Option<&HashMap<String, String>>,
+    ) -> Result<Self, OptionsError> {
+        let file = host_file()?;
+        let sent = match any.filter(|any| !any.type_url.is_empty()) {
+            Some(any) => runtime_options(any)?,
+            None => None,
+        };
+        Self::layered(file.into_iter().chain(sent), annotations)
+    }
+
+    fn layered(
+        layers: impl Iterator<Item = Layer>,
+        annotations: Option<&HashMap<String, String>>,
+    ) -> Result<Self, OptionsError> {
+        let mut all = Table::new();
+        for layer in layers {
+            layer.check()?;
+            merge(&mut all, layer.table);
+        }
+        let options = Self::deserialize_table(&all)?;
+        let annotated = annotated(annotations, &options.annotations)?;
+        let options = match annotated.is_empty() {
+            true => options,
+            false => {
+                annotated
+                    .into_iter()
+                    .for_each(|layer| merge(&mut all, layer));
+                Self::deserialize_table(&all)?
+            }
+        };
+        options.guest.check().map_err(OptionsError::Together)?;
+        Ok(options)
+    }
+
+    /// What was checked layer by layer, as a whole.
+    fn deserialize_table(table: &Table) -> Result<Self, OptionsError> {
+        if table.is_empty() {
+            return Ok(Self::default());
+        }
+        Self::deserialize(table.clone())
+            .map_err(|error| OptionsError::Together(one_line(error.message())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wasm::settings::Size;
+
+    fn layers(files: &[&str], annotations: &[(&str, &str)]) -> Result<Options, String> {
+        let layers: Result<Vec<_>, _> = files
+            .iter()
+            .enumerate()
+            .map(|(number, text)| Layer::parse(format!("file{number}"), text))
+            .collect();
+        let annotations = annotations
+            .iter()
+            .map(|(key, value)| (format!("lighter/{key}"), (*value).to_owned()))
+            .collect();
+        let layers = layers.map_err(|error| error.to_string())?;
+        Options::layered(layers.into_iter(), Some(&annotations)).map_err(|error| error.to_string())
+    }
+
+    fn wrong(file: &str) -> String {
+        layers(&[file], &[]).unwrap_err()
+    }
+
+    #[test]
+    fn nothing_is_the_default() {
+        assert_eq!(layers(&[], &[]).unwrap(), Options::default());
+    }
+
+    #[test]
+    fn what_comes_later_wins() {
+        let options = layers(
+            &[
+                "annotations = ['http', 'limits.memory']\nio_uid = 1\n[limits]\nmemory = '1MiB'\n\
+                 tables = 3\n[http]\nport = 81",
+                "IoUid = 2\n[limits]\nmemory = '2MiB'",
+            ],
+            &[("limits.memory", "3MiB"), ("http.max_body", "7")],
+        )
+        .unwrap();
+        assert_eq!(options.io_uid, 2);
+        assert_eq!(options.guest.limits.memory, Some(Size(3 << 20)));
+        assert_eq!(options.guest.limits.tables.unwrap().0, 3);
+        assert_eq!(options.guest.http.port.0, 81);
+        assert_eq!(options.guest.http.max_body, Some(Size(7)));
+    }
+
+    #[test]
+    fn a_wrong_name_is_told_with_its_file_and_the_closest() {
+        let error = wrong("[limits]\nmemry = 1");
+        for part in ["file0", "limits.memry", "\"limits.memory\""] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(wrong("cash_dir = '/c'").contains("\"cache_dir\""));
+        assert!(wrong("\"http.port\" = 1").contains("no setting"));
+        assert!(wrong("root = '/a'\nRoot = '/b'").contains("twice"));
+    }
+
+    #[test]
+    fn a_wrong_value_is_told_with_its_file_and_name() {
+        let error = wrong("[limits]\nmemory = 'lots'");
+        for part in ["file0", "limits.memory", "lots", "64MiB"] {
+            assert!(error.contains(part), "{error}");
+        }
+        for (file, part) in [
+            ("[http]\nport = 70000", "http.port"),
+            ("[network]\nallow = ['10.0.0.0/99']", "10.0.0.0/99"),
+            ("[network]\nenabled = 'no'", "network.enabled"),
+            ("network = 'off'", "network cannot be"),
+            ("[files]\npreopens = ['data']", "files.preopens"),
+            ("[engine.proposals]\nsimd = 1", "engine.proposals.simd"),
+            ("cache_dir = 7", "cache_dir"),
+        ] {
+            let error = wrong(file);
+            assert!(error.contains(part) && error.contains("file0"), "{error}");
+        }
+        let error = wrong("root = '/'\ncache_dir = ");
+        assert!(
+            error.contains("file0, line 2 (\"cache_dir = \")"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn annotations_are_allowed_by_a_file_alone() {
+        let memory = [("limits.memory", "1MiB")];
+        let error = layers(&["[limits]\ntables = 1"], &memory).unwrap_err();
+        for part in [
+            "lighter/limits.memory",
+            "add \"limits.memory\"",
+            "config.toml",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+        for allowed in ["limits", "limits.memory"] {
+            layers(&[&format!("annotations = ['{allowed}']")], &memory).unwrap();
+        }
+        for other in ["limits.memories", "http"] {
+            layers(&[&format!("annotations = ['{other}']")], &memory).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn annotations_have_values_as_files_do() {
+        let set = |key, value| layers(&["annotations = ['network', 'limits']"], &[(key, value)]);
+        assert!(
+            !set("network.enabled", "false")
+                .unwrap()
+                .guest
+                .network
+                .enabled
+        );
+        let allowed = set("network.allow", "['10.0.0.0/8']").unwrap();
+        assert_eq!(allowed.guest.network.allow.unwrap().len(), 1);
+        for text in ["1024", "1KiB", "'1KiB'"] {
+            let memory = set("limits.memory", text).unwrap().guest.limits.memory;
+            assert_eq!(memory, Some(Size(1024)));
+        }
+        let error = set("limits.memory", "lots").unwrap_err();
+        for part in ["lighter/limits.memory", "lots", "64MiB"] {
+            assert!(error.contains(part), "{error}");
+        }
+        let error = set("limits.memry", "1").unwrap_err();
+        assert!(error.contains("\"limits.memory\""), "{error}");
+    }
+
+    #[test]
+    fn what_guests_are_told_has_any_names() {
+        let options = layers(
+            &["annotations = ['config']\n[config]\na = '1'\n\"b.c\" = '2'"],
+            &[("config.b.c", "3"), ("config.d", "four")],
+        );
+        let config = options.unwrap().guest.config;
+        let all: Vec<_> = config.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(all, ["a=1", "b.c=3", "d=four"]);
+        assert!(wrong("[config]\na = 1").contains("config.a"));
+    }
+
+    #[test]
+    fn what_is_the_hosts_is_not_for_annotations() {
+        let error = layers(&[], &[("cache_dir", "/x")]).unwrap_err();
+        assert!(error.contains("not for annotations"), "{error}");
+        let error = wrong("annotations = ['root']");
+        assert!(error.contains("not for annotations"), "{error}");
+        let error = wrong("annotations = ['limit']");
+        assert!(error.contains("no setting \"limit\""), "{error}");
+    }
+
+    #[test]
+    fn what_contradicts_is_told() {
+        let error = wrong("[http]\nmax_requests = 300");
+        assert!(error.contains("pool.instances"), "{error}");
+    }
+}

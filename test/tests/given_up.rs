@@ -1,0 +1,166 @@
+//! Creates that are given up while a guest is being compiled: by a deadline, as a kubelet's, or by a
+//! client that goes away.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context, Result};
+use containerd_client::tonic::Code;
+use lighter_test::{
+    Builder, Containerd, Rootfs, artifact::unique, code, each_containerd, eventually, module,
+    options::RuntimeOptions,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::sync::oneshot;
+
+each_containerd!(the_next_attempt_finds_it_compiled, a_caller_that_goes_away);
+
+/// A cache of its own, and a guest that takes long to compile.
+struct Workshop<'a> {
+    engine: &'a Containerd,
+    folder: tempfile::TempDir,
+    rootfs: Rootfs,
+    program: String,
+}
+
+impl<'a> Workshop<'a> {
+    fn new(engine: &'a Containerd) -> Result<Self> {
+        let program = format!("/{}.wasm", engine.new_id("laborious"));
+        let wasm = unique(&module::laborious(300)?);
+        Ok(Self {
+            engine,
+            folder: tempfile::tempdir_in("/var/tmp")?,
+            rootfs: Rootfs::guests()?.file(&program, wasm),
+            program,
+        })
+    }
+
+    fn container(&self, args: &[&str]) -> Builder<'a> {
+        let cache = self.folder.path().join("cache");
+        let options = RuntimeOptions::body(&format!("cache_dir = {cache:?}"));
+        let container = self.engine.container(&self.rootfs);
+        container.args(args.iter().copied()).options(options)
+    }
+
+    /// How often the log says this of the guest.
+    fn told(&self, text: &str) -> usize {
+        let line = format!("{}: {text}", self.program);
+        self.engine.log().matches(&line).count()
+    }
+}
+
+/// A compile worker that stands still.
+struct Worker(Pid);
+
+impl Worker {
+    /// The one that a shim of the container or pod `id` runs now, isolated and tied to the shim.
+    fn find(engine: &Containerd, id: &str) -> Option<Self> {
+        let shims = engine.shims_of(id);
+        let processes = fs::read_dir("/proc").ok()?.flatten();
+        let mut pids = processes.filter_map(|it| it.file_name().to_str()?.parse().ok());
+        pids.find(|pid: &i32| {
+            let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}"));
+            let status = read("status").unwrap_or_default();
+            let parent = status.lines().find_map(|it| it.strip_prefix("PPid:"));
+            let parent = parent.and_then(|it| it.trim().parse().ok());
+            parent.is_some_and(|parent| shims.contains(&parent))
+                && status.contains("\nSeccomp:\t2\n")
+                && read("cmdline").is_ok_and(|it| it.contains("compile-worker"))
+        })
+        .map(|pid| Self(Pid::from_raw(pid)))
+    }
+
+    /// Waits for one and stops it.
+    fn catch(engine: &Containerd, id: &str) -> Result<Self> {
+        let caught = || Self::find(engine, id).filter(|it| kill(it.0, Signal::SIGSTOP).is_ok());
+        eventually("something is being compiled", caught)
+    }
+
+    fn is_there(&self) -> bool {
+        Path::new(&format!("/proc/{}", self.0)).exists()
+    }
+
+    fn go_on(&self) -> Result<()> {
+        kill(self.0, Signal::SIGCONT).context("the worker has ended")
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Nothing may stand still for ever; mostly it has ended.
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+/// In a pod, whose daemon lives on, the compilation does too.
+fn the_next_attempt_finds_it_compiled(engine: &Containerd) -> Result<()> {
+    let workshop = Workshop::new(engine)?;
+    let pod = engine.new_id("pod");
+    let pause = workshop.container(&["/bin/sleep", "1000"]);
+    let pause = pause.id(&pod).pod(&pod).create()?;
+    pause.start()?;
+    let attempt = || workshop.container(&[&workshop.program]).pod(&pod).record();
+
+    let worker = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| Worker::catch(engine, &pod));
+        // A machine may be so busy that nothing is compiled before the first deadlines.
+        for seconds in [3, 10, 25] {
+            let mut container = attempt()?;
+            // Which error depends on whether client or daemon notices first.
+            container
+                .create_task_within(Duration::from_secs(seconds))
+                .expect_err("it cannot be compiled in time");
+            let id = container.id().to_owned();
+            drop(container);
+            engine.ensure_gone(&id)?;
+            if worker.is_finished() {
+                break;
+            }
+        }
+        worker.join().expect("it does not panic")
+    })?;
+    assert!(worker.is_there(), "it goes on without the container");
+    worker.go_on()?;
+    let mut container = attempt()?;
+    container.create_task()?;
+    container.start()?;
+    container.finish()?.success()?;
+    eventually("the log tells its end", || {
+        (workshop.told("that took ") > 0).then_some(())
+    })?;
+    assert_eq!(workshop.told("compiling it"), 1);
+
+    pause.kill(Signal::SIGKILL)?;
+    pause.finish()?;
+    engine.ensure_gone(&pod)
+}
+
+/// With the container's own daemon all of it goes.
+fn a_caller_that_goes_away(engine: &Containerd) -> Result<()> {
+    let workshop = Workshop::new(engine)?;
+    let mut container = workshop.container(&[&workshop.program]).record()?;
+    let id = container.id().to_owned();
+    let (gone, is_gone) = oneshot::channel();
+    let worker = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let worker = Worker::catch(engine, &id);
+            drop(gone);
+            worker
+        });
+        let error = container
+            .create_task_unless(is_gone)
+            .expect_err("it is given up");
+        assert_eq!(code(&error), Code::Cancelled, "{error:#}");
+        worker.join().expect("it does not panic")
+    })?;
+    drop(container);
+    engine.ensure_gone(&id)?;
+    eventually("the worker ends with the daemon", || {
+        (!worker.is_there()).then_some(())
+    })?;
+    workshop.container(&[&workshop.program]).run()?.success()?;
+    assert_eq!(workshop.told("compiling it"), 2);
+    Ok(())
+}
