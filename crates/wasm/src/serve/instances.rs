@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use wasmtime_wasi_http::handler::{
 };
 
 use super::Pre;
+use super::bodies::Course;
+use super::figures::Failure;
 use super::settings::{REUSE_AT_A_TIME, Settings};
 use super::shared::{Counted, Shared};
 use crate::guest::{Invocation, complain, limited_store, world};
@@ -65,6 +68,10 @@ impl HandlerState for Instances {
     async fn instantiate(&self) -> wasmtime::Result<Instance<State, Expiration, Worker>> {
         let counted = self.shared.instances.take(usize::MAX);
         let mut store = self.store()?;
+        if let Some(figures) = &self.shared.figures {
+            figures.instances.add(1);
+            store.data_mut().count_requests(&figures.outgoing);
+        }
         let make = async {
             Ok(match &self.pre {
                 Pre::P2(pre) => (
@@ -102,6 +109,8 @@ impl HandlerState for Instances {
                 requests,
                 at_a_time,
                 request_time: time,
+                failed: matches!(self.pre, Pre::P3(_)).then(Arc::default),
+                shared: self.shared.clone(),
                 _counted: counted,
             },
         })
@@ -140,12 +149,15 @@ pub(super) struct Worker {
     requests: usize,
     at_a_time: usize,
     request_time: Duration,
+    /// Becomes true before bodies end that come to no end. Those of WASI 0.2 can be told apart.
+    failed: Option<Arc<AtomicBool>>,
+    shared: Arc<Shared>,
     _counted: Option<Counted>,
 }
 
 impl WorkerState for Worker {
     type StoreData = State;
-    type RequestData = ();
+    type RequestData = Arc<Course>;
 
     fn should_accept_request(&self, now: usize, ever: usize) -> ShouldAccept {
         if ever >= self.requests {
@@ -160,16 +172,26 @@ impl WorkerState for Worker {
     fn on_request_start(
         &self,
         _: StoreContextMut<'_, State>,
-        (): (),
+        course: Arc<Course>,
         _: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
+        if let Some(failed) = &self.failed {
+            course.given_to(failed);
+        }
         Box::pin(tokio::time::sleep(self.request_time))
     }
 
-    fn drop(&self, store: Store<State>, result: wasmtime::Result<()>) {
+    fn drop(&self, mut store: Store<State>, result: wasmtime::Result<()>) {
         if let Err(error) = result {
+            if let Some(failed) = &self.failed {
+                failed.store(true, Ordering::Release);
+            }
+            if let Some(figures) = &self.shared.figures {
+                figures.failures(Failure::of(&error)).add(1);
+            }
             complain(&self.name, &error);
         }
+        store.data_mut().break_off_bodies();
         drop(store);
     }
 }

@@ -5,14 +5,21 @@
 //! As many others as the container may use processors each serve the connections that they are
 //! given, the guest's code included, from beginning to end, so that a request crosses no thread.
 //!
-//! Reading order: [`Server`], `settings`, `listener`, `connection` (what a client is told),
-//! `log` (a line a request), `instances` (where guests come from and go), `shared` (what the
-//! threads know of each other).
+//! Reading order: [`Server`], `settings`, `listener`, `connection` (a client's requests), `refusal`
+//! (what it is told when there is no answer), `bodies`, `instances` (where guests come from and
+//! go), `shared` (what the threads know of each other), `record` (what is told of a request when it
+//! is over: in the `log`, and in `figures`, which `exposition` writes down for those who `scrape`).
 
+mod bodies;
 mod connection;
+mod exposition;
+mod figures;
 mod instances;
 mod listener;
 mod log;
+mod record;
+mod refusal;
+mod scrape;
 mod settings;
 mod shared;
 
