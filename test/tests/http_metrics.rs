@@ -258,7 +258,7 @@ fn readers_who_say_nothing() -> Result<()> {
         &engine,
         "http.metrics = '127.0.0.1:9090'\nhttp.max_connections = 1",
     )?;
-    let readers: Result<Vec<_>> = (0..20).map(|_| served.connect_to(9090)).collect();
+    let readers: Result<Vec<_>> = (0..10).map(|_| served.connect_to(9090)).collect();
     let readers = readers?;
     served.ensure_status("hello", 200)?;
     // They are sent away one after the other.
@@ -279,11 +279,9 @@ fn places_where_nobody_can_listen() -> Result<()> {
     };
     for wrong in ["9090", "localhost:9090", "metrics.sock", "127.0.0.1:0"] {
         let error = refused(&format!("http.metrics = '{wrong}'"))?;
-        let quoted = format!("{wrong:?} is nowhere to listen");
-        ensure!(
-            error.contains(&quoted) && error.contains("metrics"),
-            "{error}"
-        );
+        for part in ["http.metrics cannot be ", wrong, "is nowhere to listen"] {
+            ensure!(error.contains(part), "{part}: {error}");
+        }
     }
     for (settings, reason) in [
         (

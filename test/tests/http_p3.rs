@@ -120,14 +120,15 @@ fn bodies_are_streamed() -> Result<()> {
         write!(
             stream,
             "POST /{word} HTTP/1.1\r\nHost: tests\r\nConnection: close\r\n\
-             Content-Length: {SIZE}\r\n\r\n"
+             Transfer-Encoding: chunked\r\n\r\n"
         )?;
         let mut writer = stream.try_clone()?;
         let writing = std::thread::spawn(move || -> std::io::Result<()> {
             for piece in 0..SIZE / 4096 {
-                writer.write_all(&[piece as u8; 4096])?;
+                let piece = [piece as u8; 4096];
+                writer.write_all(&[b"1000\r\n", &piece[..], b"\r\n"].concat())?;
             }
-            Ok(())
+            writer.write_all(b"0\r\n\r\n")
         });
         let mut reader = BufReader::new(stream);
         let mut line = String::new();

@@ -94,9 +94,21 @@ fn answer(client: TcpStream, config: Arc<ServerConfig>) -> Result<()> {
     Ok(())
 }
 
-/// The tests' files, and the name `peer`.
+/// The tests' files, the names of servers, and the folders where bundles are.
 fn rootfs() -> Result<Rootfs> {
-    Ok(Rootfs::guests()?.file("/etc/hosts", "127.0.0.1 peer other\n"))
+    let rootfs = Rootfs::guests()?.file("/etc/hosts", "127.0.0.1 peer other\n");
+    let folders = [
+        "/etc/ssl",
+        "/etc/ssl/certs",
+        "/etc/pki",
+        "/etc/pki/tls",
+        "/etc/pki/tls/certs",
+        "/own",
+    ];
+    let rootfs = folders
+        .iter()
+        .fold(rootfs, |rootfs, path| rootfs.folder(path, 0o755));
+    Ok(rootfs)
 }
 
 fn serve<'a>(engine: &'a Containerd, rootfs: &Rootfs, named: &str) -> Result<Served<'a>> {
@@ -148,6 +160,21 @@ fn authorities_of_the_files() -> Result<()> {
     listen(&served, 7443, authority.server(2200)?)?;
     let reasons = ["a request to peer:7443: ", "UnknownIssuer"];
     ensure_refused(&served, "TlsCertificateError", &reasons)
+}
+
+/// Guests of WASI 0.3 are no different.
+#[test]
+fn guests_of_wasi_0_3() -> Result<()> {
+    let engine = engine()?;
+    let (authority, other) = (Authority::new()?, Authority::new()?);
+    let rootfs = rootfs()?.file(DEBIAN, authority.pem());
+    let start = || Served::start_in(&engine, &rootfs, "/tool-http-p3.wasm", |builder| builder);
+    let served = start()?;
+    listen(&served, 7443, authority.server(2200)?)?;
+    ensure_fetched(&served)?;
+    let served = start()?;
+    listen(&served, 7443, other.server(2200)?)?;
+    ensure_refused(&served, "TlsCertificateError", &["UnknownIssuer"])
 }
 
 /// Without a bundle, the built-in list: a private authority is not in it.
