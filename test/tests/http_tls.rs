@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use lighter_test::{Builder, Containerd, Rootfs, Served, Version, ensure_root, eventually};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::{
     ServerConfig, ServerConnection, StreamOwned,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
@@ -29,8 +29,9 @@ fn engine() -> Result<Arc<Containerd>> {
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Result<Self> {
+    fn new(name: &str) -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         Ok(Self(issuer))
@@ -142,7 +143,7 @@ fn ensure_refused(served: &Served, error: &str, reasons: &[&str]) -> Result<()> 
 #[test]
 fn authorities_of_the_files() -> Result<()> {
     let engine = engine()?;
-    let (authority, other) = (Authority::new()?, Authority::new()?);
+    let (authority, other) = (Authority::new("one")?, Authority::new("other")?);
     let bundle = format!("# Some\n{}\n{}", other.pem(), authority.pem());
     for path in [
         DEBIAN,
@@ -166,7 +167,7 @@ fn authorities_of_the_files() -> Result<()> {
 #[test]
 fn guests_of_wasi_0_3() -> Result<()> {
     let engine = engine()?;
-    let (authority, other) = (Authority::new()?, Authority::new()?);
+    let (authority, other) = (Authority::new("one")?, Authority::new("other")?);
     let rootfs = rootfs()?.file(DEBIAN, authority.pem());
     let start = || Served::start_in(&engine, &rootfs, "/tool-http-p3.wasm", |builder| builder);
     let served = start()?;
@@ -182,7 +183,7 @@ fn guests_of_wasi_0_3() -> Result<()> {
 fn no_authorities() -> Result<()> {
     let engine = engine()?;
     let served = serve(&engine, &rootfs()?, "")?;
-    listen(&served, 7443, Authority::new()?.server(2200)?)?;
+    listen(&served, 7443, Authority::new("one")?.server(2200)?)?;
     ensure_refused(&served, "TlsCertificateError", &["UnknownIssuer"])
 }
 
@@ -190,7 +191,7 @@ fn no_authorities() -> Result<()> {
 #[test]
 fn authorities_that_are_named() -> Result<()> {
     let engine = engine()?;
-    let (authority, other) = (Authority::new()?, Authority::new()?);
+    let (authority, other) = (Authority::new("one")?, Authority::new("other")?);
     let rootfs = rootfs()?
         .file(DEBIAN, other.pem())
         .file("/own/authority.pem", authority.pem());
@@ -205,10 +206,10 @@ fn authorities_that_are_named() -> Result<()> {
 #[test]
 fn certificates_of_others() -> Result<()> {
     let engine = engine()?;
-    let authority = Authority::new()?;
+    let authority = Authority::new("one")?;
     let served = serve(&engine, &rootfs()?.file(DEBIAN, authority.pem()), "")?;
     listen(&served, 7443, authority.server(2000)?)?;
-    ensure_refused(&served, "TlsCertificateError", &["Expired"])?;
+    ensure_refused(&served, "TlsCertificateError", &["certificate expired"])?;
     listen(&served, 7444, authority.server(2200)?)?;
     let answer = served.ensure_status("fetch/https/other:7444/", 502)?;
     ensure!(answer.contains("TlsCertificateError"), "{answer}");
@@ -222,7 +223,7 @@ fn certificates_of_others() -> Result<()> {
 #[test]
 fn bundles_that_are_none() -> Result<()> {
     let engine = engine()?;
-    let authority = Authority::new()?;
+    let authority = Authority::new("one")?;
     let cut = &authority.pem()[..100];
     for (rootfs, named, reason) in [
         (rootfs()?.file(DEBIAN, ""), "", "no certificates"),
