@@ -15,7 +15,7 @@ use super::shared::Shared;
 /// The `content-type` of [`text`].
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The figures now. docs/configuration.md lists them.
+/// The figures now. docs/http.md lists them.
 pub(super) fn text(figures: &Figures, shared: &Shared) -> String {
     let mut page = Page::default();
     requests(&mut page, figures, shared);
