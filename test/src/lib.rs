@@ -40,6 +40,8 @@
 //!   ([`Containerd::ensure_clean`], [`Containerd::ensure_gone`]).
 //! - [`Rootfs`]: files to start from. [`Builder`] and [`Container`]: one
 //!   container under [`WASMTIME`] or [`RUNC`]; [`code`] gives an error's code.
+//! - [`Served`]: a guest that handles requests over HTTP, and its clients; [`http2`] is
+//!   what they speak beside HTTP/1.1.
 //! - [`events`]: what the daemon told about a container's task.
 //! - [`options`]: the runtime options of clients. [`metrics`]: the figures.
 //!   [`module`]: small and broken modules. [`Terminal`]: a person's terminal.
@@ -61,6 +63,7 @@ mod ctr;
 pub mod dockerd;
 pub mod events;
 mod exec;
+pub mod http2;
 pub mod leaks;
 pub mod metrics;
 pub mod module;
@@ -71,6 +74,7 @@ mod registry;
 mod rootfs;
 mod runtime;
 pub mod sandbox;
+mod served;
 pub mod shim;
 pub mod spec;
 mod stdio;
@@ -85,6 +89,7 @@ pub use poll::eventually;
 pub use registry::Registry;
 pub use rootfs::{Rootfs, run};
 pub use runtime::call;
+pub use served::Served;
 pub use stdio::Input;
 pub use terminal::{CTRL_C, CTRL_D, DETACH, Terminal};
 pub use version::{Version, built_programs, guest, repository, target, tools};

@@ -95,6 +95,7 @@ impl Rootfs {
             "tool.wasm",
             "tool-component.wasm",
             "tool-http.wasm",
+            "tool-http-p3.wasm",
             "tool-p3.wasm",
         ]
         .into_iter()

@@ -1,96 +1,17 @@
 //! Components that handle requests over HTTP, served.
 
-use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, TcpStream},
-    time::Duration,
-};
+use std::io::{BufRead, BufReader, Read, Write};
 
 use anyhow::{Context, Result, ensure};
 use lighter_test::{
-    Builder, Container, Containerd, Network, Rootfs, Version, each_containerd, ensure_root,
-    eventually,
+    Containerd, Rootfs, Served, Version, each_containerd, ensure_root, eventually,
+    http2::{self, Frame, HEADERS},
 };
 use nix::sys::signal::Signal;
 
 each_containerd!(hello, end, settings_that_are_wrong, port_in_use);
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const TOOL: &str = "/tool-http.wasm";
-
-/// A network, and a server in it.
-struct Served<'a> {
-    network: Network,
-    container: Container<'a>,
-}
-
-impl<'a> Served<'a> {
-    fn start(
-        engine: &'a Containerd,
-        program: &str,
-        more: impl FnOnce(Builder<'a>) -> Builder<'a>,
-    ) -> Result<Self> {
-        let network = Network::new(&format!("{}-{}", engine.namespace(), engine.new_id("n")))?;
-        let builder = engine
-            .container(&Rootfs::guests()?)
-            .args([program])
-            .env("PORT", "8000")
-            .network(&network.path());
-        let container = more(builder).create()?;
-        container.start()?;
-        Ok(Self { network, container })
-    }
-
-    /// With the tests' guest.
-    fn tool(engine: &'a Containerd) -> Result<Self> {
-        Self::start(engine, TOOL, |builder| builder)
-    }
-
-    fn connect(&self) -> Result<TcpStream> {
-        let connect = || {
-            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 8000))?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            Ok(stream)
-        };
-        // The port is open as soon as the container is started.
-        self.network
-            .spawn(connect)
-            .join()
-            .expect("the client does not panic")
-    }
-
-    /// Sends `request` and gives all that comes until the connection's end.
-    fn exchange(&self, request: &[u8]) -> Result<String> {
-        let stream = self.connect()?;
-        let mut writer = stream.try_clone()?;
-        let request = request.to_vec();
-        // A refusal may come before all has been sent.
-        let writing = std::thread::spawn(move || writer.write_all(&request));
-        let mut answer = Vec::new();
-        let read = (&stream).read_to_end(&mut answer);
-        drop(stream);
-        let _ = writing.join().expect("the writer does not panic");
-        ensure!(read.is_ok() || !answer.is_empty(), "{read:?}");
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    }
-
-    /// Asks for a path; gives the whole answer.
-    fn get(&self, path: &str) -> Result<String> {
-        self.exchange(
-            format!("GET /{path} HTTP/1.1\r\nHost: tests\r\nConnection: close\r\n\r\n").as_bytes(),
-        )
-    }
-
-    fn ensure_status(&self, path: &str, status: u16) -> Result<String> {
-        let answer = self.get(path)?;
-        ensure!(
-            answer.starts_with(&format!("HTTP/1.1 {status} ")),
-            "/{path}: {answer}; {}",
-            self.container.stderr()
-        );
-        Ok(answer)
-    }
-}
 
 fn hello(engine: &Containerd) -> Result<()> {
     let served = Served::start(engine, "/hello-http.wasm", |builder| builder)?;
@@ -107,7 +28,7 @@ fn hello(engine: &Containerd) -> Result<()> {
 /// What is under way is finished, nothing new is begun, and the exit code is 0.
 fn end(engine: &Containerd) -> Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let served = Served::tool(engine)?;
+        let served = Served::start(engine, TOOL, |builder| builder)?;
         let mut stream = served.connect()?;
         stream.write_all(b"GET /chunks/20 HTTP/1.1\r\nHost: tests\r\n\r\n")?;
         let mut lines = BufReader::new(stream);
@@ -129,7 +50,7 @@ fn end(engine: &Containerd) -> Result<()> {
         assert_eq!(served.container.finish()?.status, 0);
     }
     // One that waits for its next request ends at once, and so does one that nobody asked.
-    let served = Served::tool(engine)?;
+    let served = Served::start(engine, TOOL, |builder| builder)?;
     let idle = served.connect()?;
     served.container.kill(Signal::SIGTERM)?;
     assert_eq!(served.container.finish()?.status, 0);
@@ -152,7 +73,7 @@ fn settings_that_are_wrong(engine: &Containerd) -> Result<()> {
 }
 
 fn port_in_use(engine: &Containerd) -> Result<()> {
-    let served = Served::tool(engine)?;
+    let served = Served::start(engine, TOOL, |builder| builder)?;
     let second = engine
         .container(&Rootfs::guests()?)
         .args([TOOL])
@@ -176,7 +97,7 @@ fn engine() -> Result<std::sync::Arc<Containerd>> {
 #[test]
 fn requests_in_a_row_and_in_one_piece() -> Result<()> {
     let engine = engine()?;
-    let served = Served::tool(&engine)?;
+    let served = Served::start(&engine, TOOL, |builder| builder)?;
     let one = "GET /hello HTTP/1.1\r\nHost: tests\r\n\r\n";
     let last = "GET /method HTTP/1.1\r\nHost: tests\r\nConnection: close\r\n\r\n";
     let answer = served.exchange(format!("{one}{one}{one}{last}").as_bytes())?;
@@ -236,7 +157,7 @@ fn bodies_are_streamed() -> Result<()> {
 #[test]
 fn expectations() -> Result<()> {
     let engine = engine()?;
-    let served = Served::tool(&engine)?;
+    let served = Served::start(&engine, TOOL, |builder| builder)?;
     let mut stream = served.connect()?;
     stream.write_all(
         b"POST /count HTTP/1.1\r\nHost: tests\r\nConnection: close\r\nContent-Length: 3\r\n\
@@ -256,7 +177,7 @@ fn expectations() -> Result<()> {
 #[test]
 fn trailers() -> Result<()> {
     let engine = engine()?;
-    let served = Served::tool(&engine)?;
+    let served = Served::start(&engine, TOOL, |builder| builder)?;
     let answer = served.exchange(
         b"POST /trailers HTTP/1.1\r\nHost: tests\r\nConnection: close\r\nTE: trailers\r\n\
           Transfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n\
@@ -275,36 +196,21 @@ fn trailers() -> Result<()> {
 #[test]
 fn http_2() -> Result<()> {
     let engine = engine()?;
-    let served = Served::tool(&engine)?;
+    let served = Served::start(&engine, TOOL, |builder| builder)?;
     let mut stream = served.connect()?;
-    let frame = |kind: u8, flags: u8, id: u8, payload: &[u8]| {
-        let mut frame = vec![0, 0, payload.len() as u8, kind, flags, 0, 0, 0, id];
-        frame.extend(payload);
-        frame
-    };
-    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
-    stream.write_all(&frame(4, 0, 0, &[]))?;
-    // GET, http, "/", and an authority (RFC 7541, appendix A).
-    stream.write_all(&frame(1, 0x5, 1, b"\x82\x86\x84\x41\x05tests"))?;
-    let mut head = [0; 9];
-    loop {
-        stream.read_exact(&mut head)?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-        let mut payload = vec![0; length];
-        stream.read_exact(&mut payload)?;
-        if head[3] == 1 {
-            // The guest does not know the word "", which is 404: entry 13 of the table.
-            assert_eq!(payload[0], 0x80 | 13, "{payload:?}");
-            return Ok(());
-        }
-    }
+    http2::begin(&mut stream)?;
+    stream.write_all(&Frame::get(1, "/").bytes())?;
+    let headers = Frame::await_kind(&mut stream, HEADERS)?;
+    // The guest does not know the word "", which is 404: entry 13 of the table.
+    assert_eq!(headers.payload[0], 0x80 | 13, "{headers:?}");
+    Ok(())
 }
 
 /// The client gets 500, the container's stderr the reason, and the next request its answer.
 #[test]
 fn traps() -> Result<()> {
     let engine = engine()?;
-    let served = Served::tool(&engine)?;
+    let served = Served::start(&engine, TOOL, |builder| builder)?;
     let answer = served.ensure_status("trap", 500)?;
     assert!(answer.contains("the guest failed"), "{answer}");
     served.ensure_status("silent", 500)?;
@@ -332,7 +238,7 @@ fn traps() -> Result<()> {
 #[test]
 fn output_and_files() -> Result<()> {
     let engine = engine()?;
-    let served = Served::tool(&engine)?;
+    let served = Served::start(&engine, TOOL, |builder| builder)?;
     served.ensure_status("log/a-line", 200)?;
     served.container.wait_for_output("out: a-line\n")?;
     eventually("the error output", || {
@@ -434,7 +340,7 @@ fn other_limits() -> Result<()> {
 #[test]
 fn what_is_no_request_for_a_guest() -> Result<()> {
     let engine = engine()?;
-    let served = Served::tool(&engine)?;
+    let served = Served::start(&engine, TOOL, |builder| builder)?;
     let answer = served.exchange(
         b"GET /hello HTTP/1.1\r\nHost: tests\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\
           GET /hello HTTP/1.1\r\nHost: tests\r\nConnection: close\r\n\r\n",
@@ -460,7 +366,7 @@ fn what_is_no_request_for_a_guest() -> Result<()> {
 #[test]
 fn requests_of_a_guest() -> Result<()> {
     let engine = engine()?;
-    let served = Served::tool(&engine)?;
+    let served = Served::start(&engine, TOOL, |builder| builder)?;
     let other = engine
         .container(&Rootfs::guests()?)
         .args(["/hello-http.wasm"])

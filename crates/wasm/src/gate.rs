@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http_body_util::BodyExt as _;
 use hyper::http::uri::{Authority, Scheme};
@@ -13,34 +14,81 @@ use hyper::{Request, Response, Uri};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks, default_send_request};
 
 use crate::settings::{Network, Settings};
+use crate::tls;
 
 /// Lets the requests of a guest through that its settings allow.
-pub(crate) struct Gate(pub(crate) Arc<Settings>);
+pub(crate) struct Gate {
+    pub(crate) settings: Arc<Settings>,
+    /// The bundle of authorities that the guest's environment names.
+    pub(crate) authorities: Option<String>,
+    /// Where they are counted.
+    pub(crate) outgoing: Option<Arc<Outgoing>>,
+}
+
+/// How many requests were made, by their outcome.
+#[derive(Default)]
+pub(crate) struct Outgoing {
+    answered: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Outgoing {
+    /// Requests that had a response.
+    pub(crate) fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Requests that had none, and those that were not let through.
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
 
 /// How a request is going on when it has been answered.
-type Rest = Box<dyn Future<Output = Result<(), Error>> + Send>;
+pub(crate) type Rest = Box<dyn Future<Output = Result<(), Error>> + Send>;
 
 impl WasiHttpHooks for Gate {
     fn send_request(
         &mut self,
-        mut request: Request<WasiBody>,
+        request: Request<WasiBody>,
         options: Option<RequestOptions>,
         _: Rest,
     ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, Rest), Error>> + Send> {
-        let settings = self.0.clone();
+        let settings = self.settings.clone();
+        let authorities = self.authorities.clone();
+        let outgoing = self.outgoing.clone();
         Box::new(async move {
-            let network = &settings.network;
-            if !network.enabled {
-                return Err(Error::HttpRequestDenied);
+            let sent = send(&settings.network, request, options, authorities).await;
+            if let Some(outgoing) = outgoing {
+                let counter = match sent {
+                    Ok(_) => &outgoing.answered,
+                    Err(_) => &outgoing.failed,
+                };
+                counter.fetch_add(1, Ordering::Relaxed);
             }
-            if !network.names || network.allow.is_some() {
-                *request.uri_mut() = admit(network, request.uri()).await?;
-            }
-            let (response, rest) = default_send_request(request, options).await?;
-            let rest: Rest = Box::new(rest);
-            Ok((response.map(|body| body.boxed_unsync()), rest))
+            sent
         })
     }
+}
+
+async fn send(
+    network: &Network,
+    mut request: Request<WasiBody>,
+    options: Option<RequestOptions>,
+    authorities: Option<String>,
+) -> Result<(Response<WasiBody>, Rest), Error> {
+    if !network.enabled {
+        return Err(Error::HttpRequestDenied);
+    }
+    if !network.names || network.allow.is_some() {
+        *request.uri_mut() = admit(network, request.uri()).await?;
+    }
+    if request.uri().scheme() == Some(&Scheme::HTTPS) {
+        return tls::send(request, options.unwrap_or_default(), authorities.as_deref()).await;
+    }
+    let (response, rest) = default_send_request(request, options).await?;
+    let rest: Rest = Box::new(rest);
+    Ok((response.map(|body| body.boxed_unsync()), rest))
 }
 
 /// Where a request for `uri` may be sent.

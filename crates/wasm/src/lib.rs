@@ -33,6 +33,8 @@ pub mod settings;
 mod signals;
 mod state;
 mod stdio;
+mod tls;
+mod trust;
 mod worker;
 
 pub use artifact::Kind;

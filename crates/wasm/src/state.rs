@@ -1,16 +1,19 @@
 //! What a guest's host functions work on.
 
+use std::mem;
 use std::sync::Arc;
 
 use wasmtime::StoreLimits;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtxView, WasiView};
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
+use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use wasmtime_wasi_keyvalue::{WasiKeyValue, WasiKeyValueCtx};
 
-use crate::gate::Gate;
+use crate::gate::{Gate, Outgoing};
 use crate::settings::Settings;
+use crate::trust;
 
 /// The data of every store. WASI 0.1 needs a table of its own beside the context that all versions
 /// share; it is carried by components too, so that one type serves both.
@@ -42,7 +45,11 @@ impl State {
             http: WasiHttpCtx::new(),
             config: config(&settings, env),
             keyvalue: WasiKeyValueCtx::builder().build(),
-            gate: Gate(settings),
+            gate: Gate {
+                settings,
+                authorities: authorities(env),
+                outgoing: None,
+            },
             limits,
         }
     }
@@ -52,6 +59,22 @@ impl State {
     /// The view of `wasi:config`.
     pub(crate) fn config(&mut self) -> WasiConfig<'_> {
         WasiConfig::new(&self.config)
+    }
+
+    /// Has the guest's requests over HTTP counted.
+    pub(crate) fn count_requests(&mut self, outgoing: &Arc<Outgoing>) {
+        self.gate.outgoing = Some(outgoing.clone());
+    }
+
+    /// Breaks off the bodies that a guest of WASI 0.2 has begun and not finished. Dropped as they
+    /// are they would end as if they were whole.
+    pub(crate) fn break_off_bodies(&mut self) {
+        for entry in self.wasi.ctx().table.iter_mut() {
+            if let Some(body) = entry.downcast_mut::<HostOutgoingBody>() {
+                let (whole, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1);
+                mem::replace(body, whole).abort();
+            }
+        }
     }
 
     /// The view of `wasi:keyvalue`.
@@ -76,6 +99,14 @@ fn config(settings: &Settings, env: &[String]) -> WasiConfigVariables {
         config.insert(name, value);
     }
     config
+}
+
+/// The bundle of authorities that the environment names.
+fn authorities(env: &[String]) -> Option<String> {
+    let mut named = env
+        .iter()
+        .filter_map(|entry| entry.strip_prefix(trust::NAMED)?.strip_prefix('='));
+    named.find(|path| !path.is_empty()).map(str::to_owned)
 }
 
 impl WasiView for State {

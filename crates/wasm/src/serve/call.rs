@@ -20,6 +20,7 @@ use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView as _};
 
 use super::asked;
 use super::failure::Failure;
+use super::figures;
 use super::plain::{Instance, Plain};
 use super::shared::Counted;
 use crate::guest::complain;
@@ -51,6 +52,11 @@ impl Call {
         request: Request<WasiBody>,
         counted: Arc<Counted>,
     ) -> wasmtime::Result<Self> {
+        if let Some(figures) = plain.maker.shared.figures.as_ref()
+            && instance.requests == 0
+        {
+            figures.instances.add(1);
+        }
         instance.requests += 1;
         let asked = asked(&request);
         let (sender, answer) = oneshot::channel();
@@ -62,7 +68,8 @@ impl Call {
         let guest = Box::pin(async move {
             let Instance { store, proxy, .. } = &mut instance;
             let handler = proxy.wasi_http_incoming_handler();
-            let result = handler.call_handle(store, request, response).await;
+            let result = handler.call_handle(&mut *store, request, response).await;
+            store.data_mut().break_off_bodies();
             (instance, result)
         });
         Ok(Self {
@@ -102,7 +109,7 @@ impl Call {
             let driven = Driven {
                 body,
                 call: self,
-                failed: false,
+                is_late: false,
             };
             driven.boxed_unsync()
         }))
@@ -125,6 +132,7 @@ impl Work {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         if let Poll::Ready((instance, result)) = self.guest.as_mut().poll(context) {
             if let Err(error) = &result {
+                self.count(figures::Failure::of(error));
                 complain(self.plain.maker.name(), error);
             }
             self.plain.give_back(instance, result.is_ok());
@@ -137,8 +145,15 @@ impl Work {
         if limit.as_mut().poll(context).is_pending() {
             return Poll::Pending;
         }
+        self.count(figures::Failure::Time);
         self.plain.maker.tell_late(&self.asked);
         Poll::Ready(Err(Failure::Late))
+    }
+
+    fn count(&self, failure: figures::Failure) {
+        if let Some(figures) = &self.plain.maker.shared.figures {
+            figures.failures(failure).add(1);
+        }
     }
 }
 
@@ -160,7 +175,8 @@ impl Drop for Call {
 struct Driven {
     body: WasiBody,
     call: Call,
-    failed: bool,
+    /// Whether the guest was ended in the middle of it.
+    is_late: bool,
 }
 
 impl Body for Driven {
@@ -173,25 +189,24 @@ impl Body for Driven {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         loop {
             match Pin::new(&mut self.body).poll_frame(context) {
-                // The body of a guest that failed looks as if it were whole.
-                Poll::Ready(None) if self.failed => {
-                    self.failed = false;
-                    let reason = "the guest failed".to_owned();
-                    return Poll::Ready(Some(Err(Error::InternalError(Some(reason)))));
+                // It looks as if it were whole.
+                Poll::Ready(None) if self.is_late => {
+                    self.is_late = false;
+                    return Poll::Ready(Some(Err(Error::HttpResponseIncomplete)));
                 }
                 Poll::Ready(frame) => return Poll::Ready(frame),
                 Poll::Pending if self.call.work.is_none() => return Poll::Pending,
                 Poll::Pending => {}
             }
             match self.call.poll(context) {
-                Poll::Ready(result) => self.failed = result.is_err(),
+                Poll::Ready(result) => self.is_late = matches!(result, Err(Failure::Late)),
                 Poll::Pending => return Pin::new(&mut self.body).poll_frame(context),
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        !self.failed && self.body.is_end_stream()
+        !self.is_late && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,9 +16,11 @@ use wasmtime_wasi_http::handler::{
     WorkerStatus,
 };
 
+use super::bodies::Course;
+use super::figures::Failure;
 use super::maker::Maker;
 use super::settings::REUSE_AT_A_TIME;
-use super::shared::Counted;
+use super::shared::{Counted, Shared};
 use crate::guest::complain;
 use crate::state::State;
 
@@ -37,12 +40,15 @@ impl HandlerState for Concurrent {
         let settings = &maker.settings;
         let counted = maker.shared.instances.take(usize::MAX);
         let mut store = maker.store()?;
+        if let Some(figures) = &maker.shared.figures {
+            figures.instances.add(1);
+        }
         let proxy = maker
             .in_time(self.pre.instantiate_async(&mut store))
             .await?;
-        let (requests, at_a_time) = match proxy {
-            Proxy::P2(_) => (settings.reuse_of_p2(), 1),
-            Proxy::P3(_) => (settings.reuse_of_p3(), REUSE_AT_A_TIME),
+        let (requests, at_a_time, is_p3) = match proxy {
+            Proxy::P2(_) => (settings.reuse_of_p2(), 1, false),
+            Proxy::P3(_) => (settings.reuse_of_p3(), REUSE_AT_A_TIME, true),
         };
         let time = settings.request_time;
         Ok(Instance {
@@ -59,6 +65,8 @@ impl HandlerState for Concurrent {
                 requests,
                 at_a_time,
                 request_time: time,
+                failed: is_p3.then(Arc::default),
+                shared: maker.shared.clone(),
                 _counted: counted,
             },
         })
@@ -97,12 +105,15 @@ pub(super) struct Worker {
     requests: usize,
     at_a_time: usize,
     request_time: Duration,
+    /// Becomes true before bodies end that come to no end. Those of WASI 0.2 can be told apart.
+    failed: Option<Arc<AtomicBool>>,
+    shared: Arc<Shared>,
     _counted: Option<Counted>,
 }
 
 impl WorkerState for Worker {
     type StoreData = State;
-    type RequestData = ();
+    type RequestData = Arc<Course>;
 
     fn should_accept_request(&self, now: usize, ever: usize) -> ShouldAccept {
         if ever >= self.requests {
@@ -117,16 +128,26 @@ impl WorkerState for Worker {
     fn on_request_start(
         &self,
         _: StoreContextMut<'_, State>,
-        (): (),
+        course: Arc<Course>,
         _: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
+        if let Some(failed) = &self.failed {
+            course.given_to(failed);
+        }
         Box::pin(tokio::time::sleep(self.request_time))
     }
 
-    fn drop(&self, store: Store<State>, result: wasmtime::Result<()>) {
+    fn drop(&self, mut store: Store<State>, result: wasmtime::Result<()>) {
         if let Err(error) = result {
+            if let Some(failed) = &self.failed {
+                failed.store(true, Ordering::Release);
+            }
+            if let Some(figures) = &self.shared.figures {
+                figures.failures(Failure::of(&error)).add(1);
+            }
             complain(&self.name, &error);
         }
+        store.data_mut().break_off_bodies();
         drop(store);
     }
 }

@@ -1,28 +1,28 @@
-//! One client's connection: its requests, and what it is told when there is no response.
+//! One client's connection and its requests.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, RETRY_AFTER, UPGRADE};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::header::{HOST, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use wasmtime_wasi_http::{Error, WasiBody};
+use wasmtime_wasi_http::WasiBody;
 
 use super::Guests;
+use super::bodies::{Answer, Course, Limited};
 use super::failure::Failure;
-use super::log::Entry;
+use super::figures::Refusal;
+use super::record::Record;
+use super::refusal::{body_too_large, busy, failed, refuse, say};
 use super::settings::Settings;
 use crate::guest::complain;
 
@@ -38,6 +38,8 @@ impl Protocol {
         builder
             .http1()
             .timer(TokioTimer::new())
+            // Who has said all that he has to say may still be listening.
+            .half_close(true)
             .header_read_timeout(http.header_time.0)
             .max_buf_size(max_headers as usize);
         builder
@@ -60,7 +62,7 @@ impl Protocol {
         let client = stream
             .peer_addr()
             .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
-        let service = service_fn(move |request| answer_and_log(guests.clone(), client, request));
+        let service = service_fn(move |request| answer_and_tell(guests.clone(), client, request));
         let mut connection = pin!(self.0.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             // A client that breaks off or talks nonsense has been told so; nobody else cares.
@@ -72,20 +74,16 @@ impl Protocol {
     }
 }
 
-/// As [`answer`], with a line about it if that is set.
-async fn answer_and_log(
+/// As [`answer`], and tells of it where that is set.
+async fn answer_and_tell(
     guests: Guests,
     client: IpAddr,
     request: Request<Incoming>,
 ) -> Result<Response<WasiBody>, Infallible> {
-    let maker = guests.maker();
-    let entry = match maker.settings.set.http.log {
-        true => Some(Entry::new(&maker.stdout, client, &request)),
-        false => None,
-    };
+    let record = Record::of(guests.maker(), client, &request);
     let response = answer(guests, request).await?;
-    Ok(match entry {
-        Some(entry) => entry.of(response),
+    Ok(match record {
+        Some(record) => record.end_with(response),
         None => response,
     })
 }
@@ -93,49 +91,57 @@ async fn answer_and_log(
 /// Has the guest answer `request`, or says why it does not.
 async fn answer(
     guests: Guests,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<WasiBody>, Infallible> {
     let maker = guests.maker();
     let (name, settings) = (maker.name(), &maker.settings);
+    let refused = |refusal| {
+        if let Some(figures) = &maker.shared.figures {
+            figures.refusals(refusal).add(1);
+        }
+    };
     if let Some(refusal) = refuse(&request, settings.max_body) {
+        if refusal.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            refused(Refusal::Body);
+        }
         return Ok(refusal);
     }
     let Some(counted) = maker.shared.requests.take(settings.max_requests) else {
+        refused(Refusal::Requests);
         return Ok(busy("too many requests at a time"));
     };
-    let too_large = Arc::new(AtomicBool::new(false));
+    let course = Arc::new(Course::default());
+    if request.uri().authority().is_none() && !request.headers().contains_key(HOST) {
+        // A guest is always told whom its client means.
+        let host = HeaderValue::from_str(&settings.address.to_string());
+        let headers = request.headers_mut();
+        headers.extend(host.ok().map(|host| (HOST, host)));
+    }
     let request = request.map(|body| {
-        let limited = Limited {
-            body,
-            left: settings.max_body,
-            too_large: too_large.clone(),
-        };
-        limited.boxed_unsync()
+        let shared = maker.shared.clone();
+        Limited::new(body, settings.max_body, course.clone(), shared).boxed_unsync()
     });
     let begun = Instant::now();
     let counted = Arc::new(counted);
-    let answered = guests.handle(request, counted.clone()).await;
-    if too_large.load(Ordering::Relaxed) {
+    let answered = guests
+        .handle(request, course.clone(), counted.clone())
+        .await;
+    if course.is_too_large() {
+        refused(Refusal::Body);
         return Ok(body_too_large(settings.max_body));
     }
+    let failure = match answered {
+        Ok(response) => {
+            return Ok(response.map(|body| Answer::new(body, course, counted).boxed_unsync()));
+        }
+        Err(failure) => failure,
+    };
     let late = || {
         let time = settings.longer_than();
         say(
             StatusCode::GATEWAY_TIMEOUT,
             format!("the guest took {time}"),
         )
-    };
-    let failure = match answered {
-        Ok(response) => {
-            return Ok(response.map(|body| {
-                let counted = Held {
-                    body,
-                    _counted: counted,
-                };
-                counted.boxed_unsync()
-            }));
-        }
-        Err(failure) => failure,
     };
     Ok(match failure {
         Failure::Late => late(),
@@ -144,6 +150,7 @@ async fn answer(
         _ if begun.elapsed() >= settings.request_time => late(),
         Failure::Trapped => failed(),
         Failure::NoInstance(error) => {
+            refused(Refusal::Instances);
             complain(&format!("{name}: no instance can be made"), &error);
             busy("no instance of the guest can be made")
         }
@@ -152,125 +159,4 @@ async fn answer(
             failed()
         }
     })
-}
-
-/// What is not for a guest at all.
-fn refuse(request: &Request<Incoming>, max_body: u64) -> Option<Response<WasiBody>> {
-    let length = request.headers().get(CONTENT_LENGTH);
-    let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
-    if length.is_some_and(|length| length > max_body) {
-        return Some(body_too_large(max_body));
-    }
-    // A client that would also take HTTP/2 over this connection is served as it is (RFC 9113,
-    // section 3.1, has done away with this upgrade).
-    let upgrade = request.headers().get(UPGRADE);
-    if let Some(protocol) = upgrade.filter(|protocol| *protocol != "h2c") {
-        let protocol = protocol.to_str().unwrap_or("another protocol");
-        return Some(say(
-            StatusCode::NOT_IMPLEMENTED,
-            format!("connections cannot be upgraded to {protocol}"),
-        ));
-    }
-    (request.method() == Method::CONNECT)
-        .then(|| say(StatusCode::NOT_IMPLEMENTED, "there are no tunnels here"))
-}
-
-fn failed() -> Response<WasiBody> {
-    say(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "the guest failed; its container's log says why",
-    )
-}
-
-fn busy(reason: &str) -> Response<WasiBody> {
-    let mut response = say(StatusCode::SERVICE_UNAVAILABLE, reason);
-    let headers = response.headers_mut();
-    headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    response
-}
-
-fn body_too_large(max_body: u64) -> Response<WasiBody> {
-    let mut response = say(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        format!("a request's body may have {max_body} bytes"),
-    );
-    // What is left of it is not read.
-    let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    response
-}
-
-fn say(status: StatusCode, text: impl Into<String>) -> Response<WasiBody> {
-    let text = Full::from(format!("{}\n", text.into()));
-    let mut response = Response::new(text.map_err(|never| match never {}).boxed_unsync());
-    *response.status_mut() = status;
-    response
-}
-
-/// A request's body, as much of it as is allowed.
-struct Limited {
-    body: Incoming,
-    left: u64,
-    /// Set once there is more.
-    too_large: Arc<AtomicBool>,
-}
-
-impl Body for Limited {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let length = match &frame {
-            Some(Ok(frame)) => frame.data_ref().map_or(0, |data| data.len() as u64),
-            _ => 0,
-        };
-        Poll::Ready(match self.left.checked_sub(length) {
-            Some(left) => {
-                self.left = left;
-                frame.map(|frame| frame.map_err(Error::Hyper))
-            }
-            None => {
-                self.too_large.store(true, Ordering::Relaxed);
-                Some(Err(Error::HttpRequestBodySize(None)))
-            }
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A response's body, with which its request ends.
-struct Held<C> {
-    body: WasiBody,
-    _counted: C,
-}
-
-impl<C: Unpin> Body for Held<C> {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

@@ -1,6 +1,10 @@
 //! Why a guest did not answer a request.
 
+use std::sync::Arc;
+
 use wasmtime_wasi_http::handler::{ExpirationError, InstantiationError, TrapOrPanicError};
+
+use super::bodies::Course;
 
 /// What went wrong.
 pub(super) enum Failure {
@@ -23,7 +27,7 @@ impl From<wasmtime::Error> for Failure {
         if error.is::<TrapOrPanicError>() {
             return Self::Trapped;
         }
-        match error.downcast_ref::<InstantiationError<()>>() {
+        match error.downcast_ref::<InstantiationError<Arc<Course>>>() {
             Some(failure) => Self::NoInstance(wasmtime::format_err!("{:#}", failure.error)),
             None => Self::Other(error),
         }

@@ -14,7 +14,9 @@ use tokio::sync::{mpsc, watch};
 use wasmtime::Engine;
 
 use super::connection::Protocol;
+use super::figures::{Figures, Refusal};
 use super::maker::Maker;
+use super::scrape;
 use super::settings::{Settings, TICK};
 use super::shared::{Count, Counted, Shared};
 use super::{Guests, Pre, threads};
@@ -45,7 +47,11 @@ pub(super) fn serve(
     let terminated = signal_stream(Signal::SIGTERM)?;
     let interrupted = signal_stream(Signal::SIGINT)?;
     drop(entered);
-    let shared = Arc::new(Shared::default());
+    let metrics = settings.set.http.metrics.clone();
+    let shared = Arc::new(Shared {
+        figures: metrics.is_some().then(Figures::new),
+        ..Shared::default()
+    });
     let (end, ending) = watch::channel(false);
     let output = || -> io::Result<_> { Ok((Output::stdout()?, Output::stderr()?)) };
     let (stdout, stderr) =
@@ -66,6 +72,9 @@ pub(super) fn serve(
     runtime.block_on(async {
         let listener = listen(&settings)
             .map_err(|error| failed(&format!("cannot listen on {}", settings.address), error))?;
+        if let Some(place) = &metrics {
+            tokio::spawn(scrape::serve(scrape::listen(place)?, shared.clone()));
+        }
         tokio::spawn(tick(engine.clone(), shared.instances.clone()));
         started(Ok(()));
         tokio::select! {
@@ -138,11 +147,17 @@ async fn accept(listener: TcpListener, servers: &[Server], shared: &Shared, most
             }
         };
         let Some(counted) = shared.connections.take(most) else {
+            if let Some(figures) = &shared.figures {
+                figures.refusals(Refusal::Connections).add(1);
+            }
             // It is told if that does not take time.
             let _ = stream.try_write(TOO_MANY_CONNECTIONS);
             let _ = stream.shutdown().await;
             continue;
         };
+        if let Some(figures) = &shared.figures {
+            figures.connections.add(1);
+        }
         let server = servers.iter().min_by_key(|server| server.connections.now());
         if let Some(server) = server {
             server.take(stream, counted);

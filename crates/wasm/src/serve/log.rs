@@ -2,28 +2,18 @@
 //! httpd's `mod_log_config` documents, and the time that it took at its end.
 
 use std::net::IpAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame, SizeHint};
-use hyper::{Request, Response, StatusCode};
-use wasmtime_wasi_http::{Error, WasiBody};
+use hyper::{Request, StatusCode};
 
 use crate::stdio::Output;
 
-/// What is known of a request. The line is written when this is dropped: its response has been
-/// sent, or its client has gone.
+/// What is known of a request from its beginning.
 pub(super) struct Entry {
     stdout: Output,
     client: IpAddr,
     at: SystemTime,
-    begun: Instant,
     request: String,
-    status: Option<StatusCode>,
-    sent: u64,
 }
 
 impl Entry {
@@ -38,38 +28,19 @@ impl Entry {
             stdout: stdout.clone(),
             client: client.to_canonical(),
             at: SystemTime::now(),
-            begun: Instant::now(),
             request: format!("{method} {path} {version:?}"),
-            status: None,
-            sent: 0,
         }
     }
 
-    /// The response to the request, which ends with its body.
-    pub(super) fn of(mut self, response: Response<WasiBody>) -> Response<WasiBody> {
-        self.status = Some(response.status());
-        response.map(|body| Logged { body, entry: self }.boxed_unsync())
-    }
-
-    fn line(&self) -> String {
-        let time = date(self.at);
+    /// Writes the line: the response's status if there was one, the bytes of its body, the time.
+    pub(super) fn write(&self, status: Option<StatusCode>, sent: u64, time: Duration) {
+        let at = date(self.at);
         // What is not known is a dash.
-        let status = self
-            .status
-            .map_or("-".to_owned(), |status| status.as_u16().to_string());
-        format!(
-            "{} - - [{time}] \"{}\" {status} {} {}\n",
-            self.client,
-            self.request,
-            self.sent,
-            took(self.begun.elapsed())
-        )
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.stdout.say(&self.line());
+        let status = status.map_or("-".to_owned(), |status| status.as_u16().to_string());
+        let (client, request) = (self.client, &self.request);
+        let time = took(time);
+        let line = format!("{client} - - [{at}] \"{request}\" {status} {sent} {time}\n");
+        self.stdout.say(&line);
     }
 }
 
@@ -123,36 +94,6 @@ fn date(at: SystemTime) -> String {
         second / 60 % 60,
         second % 60
     )
-}
-
-/// A response's body that is counted.
-struct Logged {
-    body: WasiBody,
-    entry: Entry,
-}
-
-impl Body for Logged {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        if let Some(Ok(frame)) = &frame {
-            self.entry.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 #[cfg(test)]

@@ -40,6 +40,9 @@ impl Maker {
             &self.invocation.env,
             memory,
         )?;
+        if let Some(figures) = &self.shared.figures {
+            store.data_mut().count_requests(&figures.outgoing);
+        }
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);
         Ok(store)

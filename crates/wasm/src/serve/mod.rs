@@ -5,18 +5,27 @@
 //! As many others as the container may use processors each serve the connections that they are
 //! given, the guest's code included, from beginning to end, so that a request crosses no thread.
 //!
-//! Reading order: [`Server`], `settings`, `listener`, `connection` (what a client is told),
-//! `log` (a line a request), `maker` (what instances are made from); `plain` and `call` (guests of
-//! WASI 0.2), `concurrent` (those of 0.3); `shared` (what the threads know of each other).
+//! Reading order: [`Server`], `settings`, `listener`, `connection` (a client's requests), `refusal`
+//! (what it is told when there is no answer), `bodies`, `maker` (what instances are made from);
+//! `plain` and `call` (guests of WASI 0.2), `concurrent` (those of 0.3), `failure` (why they did not
+//! answer); `shared` (what the threads know of each other), `record` (what is told of a request when
+//! it is over: in the `log`, and in `figures`, which `exposition` writes down for those who
+//! `scrape`).
 
+mod bodies;
 mod call;
 mod concurrent;
 mod connection;
+mod exposition;
 mod failure;
+mod figures;
 mod listener;
 mod log;
 mod maker;
 mod plain;
+mod record;
+mod refusal;
+mod scrape;
 mod settings;
 mod shared;
 
@@ -33,6 +42,7 @@ use wasmtime_wasi_http::{WasiBody, p2, p3};
 use crate::engine::Concurrency;
 use crate::guest::{EXIT_HOST_FAILURE, Invocation};
 use crate::state::State;
+use bodies::Course;
 use concurrent::Concurrent;
 use failure::Failure;
 use maker::Maker;
@@ -116,17 +126,19 @@ impl Guests {
         }
     }
 
-    /// Has a guest answer `request`, which counts until `counted` is gone.
+    /// Has a guest answer `request`, whose `course` is told what becomes of it. It counts until
+    /// `counted` is gone.
     async fn handle(
         &self,
         request: Request<WasiBody>,
+        course: Arc<Course>,
         counted: Arc<Counted>,
     ) -> Result<Response<WasiBody>, Failure> {
         match self {
             Self::Plain(plain) => plain.handle(request, counted).await,
             Self::Concurrent(handler) => {
                 let asked = asked(&request);
-                let answered = handler.handle((), request).await.map_err(Failure::from);
+                let answered = handler.handle(course, request).await.map_err(Failure::from);
                 if let Err(Failure::Late) = answered {
                     self.maker().tell_late(&asked);
                 }

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
+use super::figures::Figures;
+
 /// A number of things that are there now.
 #[derive(Default)]
 pub(super) struct Count {
@@ -56,4 +58,6 @@ pub(super) struct Shared {
     pub(super) instances: Arc<Count>,
     /// Clients' connections.
     pub(super) connections: Arc<Count>,
+    /// What has been counted since the start, if that is asked for.
+    pub(super) figures: Option<Figures>,
 }

@@ -4,9 +4,10 @@
 //! Whoever runs a guest hands these over as data; where they come from is not known here. Without
 //! any, a guest has what its container has.
 //!
-//! Reading order: this file (the names), `quantity` (sizes, times and counts), `network`, `files`,
-//! `engine`.
+//! Reading order: this file (the names), `quantity` (sizes, times and counts), `endpoint`,
+//! `network`, `files`, `engine`.
 
+mod endpoint;
 mod engine;
 mod files;
 mod network;
@@ -17,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
+pub use endpoint::Endpoint;
 pub use engine::{Engine, Flags, Proposals};
 pub use files::{Files, Preopen};
 pub use network::{Network, Peer};
@@ -103,6 +105,8 @@ pub struct Http {
     pub reuse: Option<Count<{ u32::MAX }>>,
     /// Whether there is a line on standard output for each request.
     pub log: bool,
+    /// Where Prometheus reads figures.
+    pub metrics: Option<Endpoint>,
 }
 
 impl Default for Http {
@@ -120,6 +124,7 @@ impl Default for Http {
             max_headers: Size(64 << 10),
             reuse: None,
             log: false,
+            metrics: None,
         }
     }
 }

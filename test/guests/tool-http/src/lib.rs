@@ -56,10 +56,9 @@ impl Guest for Tool {
             "chunks" => chunks(answer, rest.parse().unwrap()),
             "trailers" => trailers(request, answer),
             "trap" => trap_inner(),
-            "trap-late" => {
-                let (body, stream) = begin(answer, 200);
-                stream.blocking_write_and_flush(b"beginning\n").unwrap();
-                std::mem::forget((body, stream));
+            "late" => late(answer, rest),
+            "whole" => {
+                text(answer, 200, "whole\n");
                 trap_inner()
             }
             "silent" => drop(answer),
@@ -101,6 +100,24 @@ fn text(answer: ResponseOutparam, status: u16, text: &str) {
     }
     drop(stream);
     OutgoingBody::finish(body, None).unwrap();
+}
+
+/// Begins a response and does not come to its end.
+fn late(answer: ResponseOutparam, what: &str) {
+    let (body, stream) = begin(answer, 200);
+    stream.blocking_write_and_flush(b"beginning\n").unwrap();
+    match what {
+        "trap" => {
+            std::mem::forget((body, stream));
+            trap_inner()
+        }
+        "loop" => loop {
+            std::hint::black_box(0);
+        },
+        "sleep" => std::thread::sleep(std::time::Duration::from_secs(100_000)),
+        // For the instance's end to drop.
+        _ => std::mem::forget((body, stream)),
+    }
 }
 
 /// Sends a request's body back as it comes.
