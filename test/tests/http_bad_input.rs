@@ -86,7 +86,7 @@ fn responses_that_break_off() -> Result<()> {
     bystander.ask()?;
     eventually("the reasons", || {
         let errors = served.container.stderr();
-        let told = ["trap_inner", "guest timed out"];
+        let told = ["trap_inner", "a request took longer than"];
         told.iter().all(|part| errors.contains(part)).then_some(())
     })?;
 

@@ -109,6 +109,8 @@ fn late(answer: ResponseOutparam, what: &str) {
     match what {
         "trap" => {
             std::mem::forget((body, stream));
+            // What has been written goes out at a pause.
+            std::thread::sleep(std::time::Duration::from_millis(1));
             trap_inner()
         }
         "loop" => loop {
