@@ -147,9 +147,11 @@ impl Options {
         let options = match annotated.is_empty() {
             true => options,
             false => {
-                annotated
-                    .into_iter()
-                    .for_each(|layer| merge(&mut all, layer));
+                for (name, layer) in annotated {
+                    // What a file keeps secret is for whom the file names.
+                    names::secrets_of(name).for_each(|secret| remove(&mut all, secret));
+                    merge(&mut all, layer);
+                }
                 Self::deserialize_table(&all)?
             }
         };
@@ -186,7 +188,10 @@ impl Layer {
             OptionsError::Toml {
                 from: from.clone(),
                 line: line + 1,
-                text: text.lines().nth(line).unwrap_or_default().to_owned(),
+                text: match text.lines().nth(line).unwrap_or_default() {
+                    line if names::may_tell_secret(line) => "...".to_owned(),
+                    line => line.to_owned(),
+                },
                 reason: one_line(error.message()),
             }
         })?;
@@ -224,7 +229,11 @@ impl Layer {
                 (None, _) => return Err(unknown(self.from.clone(), &name)),
                 (Some(Kind::Table), Value::Table(table)) => self.check_table(&name, table)?,
                 (Some(_), value) => check_value(&name, value).map_err(|reason| {
-                    let (from, value) = (self.from.clone(), value.to_string());
+                    let value = match names::is_secret(&name) {
+                        true => "what it is".to_owned(),
+                        false => value.to_string(),
+                    };
+                    let from = self.from.clone();
                     OptionsError::Value {
                         from,
                         name,
@@ -248,9 +257,12 @@ fn unknown(from: String, name: &str) -> OptionsError {
 
 /// Makes sure that the setting `name` can have a value.
 fn check_value(name: &str, value: &Value) -> Result<(), String> {
-    Options::deserialize(alone(name, value.clone()))
-        .map(drop)
-        .map_err(|error| one_line(error.message()))
+    match Options::deserialize(alone(name, value.clone())) {
+        Ok(_) => Ok(()),
+        // The message would tell the value.
+        Err(_) if names::is_secret(name) => Err("it is a text".into()),
+        Err(error) => Err(one_line(error.message())),
+    }
 }
 
 /// A table with the setting `name` alone.
@@ -275,6 +287,20 @@ fn merge(table: &mut Table, later: Table) {
             (Some(Value::Table(table)), Value::Table(later)) => merge(table, later),
             (_, value) => drop(table.insert(key, value)),
         }
+    }
+}
+
+/// Unsets the setting `name`.
+fn remove(all: &mut Table, name: &str) {
+    let path = names::path(name);
+    let Some((key, tables)) = path.split_last() else {
+        return;
+    };
+    let table = tables.iter().try_fold(all, |table, key| {
+        table.get_mut(*key).and_then(Value::as_table_mut)
+    });
+    if let Some(table) = table {
+        table.remove(*key);
     }
 }
 
@@ -378,11 +404,12 @@ fn generic(message: &[u8]) -> protobuf::Result<(String, Vec<u8>)> {
     Ok((path, body))
 }
 
-/// The settings among `annotations`, which must all be `allowed`.
-fn annotated(
-    annotations: Option<&HashMap<String, String>>,
+/// The settings among `annotations`, which must all be `allowed`: each one's name, and a table of it
+/// alone.
+fn annotated<'a>(
+    annotations: Option<&'a HashMap<String, String>>,
     allowed: &[String],
-) -> Result<Vec<Table>, OptionsError> {
+) -> Result<Vec<(&'a str, Table)>, OptionsError> {
     let mut settings: Vec<(&str, &str)> = annotations
         .into_iter()
         .flatten()
@@ -392,7 +419,7 @@ fn annotated(
     settings.sort_unstable();
     let settings = settings.into_iter();
     settings
-        .map(|(name, text)| annotation(name, text, allowed))
+        .map(|(name, text)| Ok((name, annotation(name, text, allowed)?)))
         .collect()
 }
 
@@ -654,5 +681,37 @@ mod tests {
     fn what_contradicts_is_told() {
         let error = wrong("[http]\nmax_requests = 300");
         assert!(error.contains("pool.instances"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_is_told_nobody_but_whom_its_file_names() {
+        let file = "annotations = ['keyvalue']\n[keyvalue.redis]\nhost = 'a'\npassword = 'sesame'";
+        let password = |annotations: &[(&str, &str)]| {
+            let options = layers(&[file], annotations).unwrap();
+            options.guest.keyvalue.redis.password.map(|secret| secret.0)
+        };
+        assert_eq!(password(&[]).as_deref(), Some("sesame"));
+        let database = ("keyvalue.redis.database", "3");
+        assert_eq!(password(&[database]).as_deref(), Some("sesame"));
+        assert_eq!(password(&[("keyvalue.redis.host", "b")]), None);
+        assert_eq!(password(&[database, ("keyvalue.redis.port", "1")]), None);
+        let refused = layers(&[file], &[("keyvalue.redis.password", "open")]).unwrap_err();
+        assert!(refused.contains("not for annotations"), "{refused}");
+        let refused = wrong("annotations = ['keyvalue.redis.password']");
+        assert!(refused.contains("not for annotations"), "{refused}");
+    }
+
+    #[test]
+    fn messages_do_not_tell_secrets() {
+        for file in [
+            "keyvalue.redis.password = 12345",
+            "keyvalue.redis.password = '12345",
+            "[keyvalue]\nredis = { password = 12345 }",
+            "[keyvalue.redis]\npassword = ['12345']",
+        ] {
+            let refused = wrong(file);
+            assert!(!refused.contains("12345"), "{refused}");
+            assert!(refused.contains("file0"), "{refused}");
+        }
     }
 }

@@ -18,7 +18,7 @@ use super::Pre;
 use super::settings::{REUSE_AT_A_TIME, Settings};
 use super::shared::{Counted, Shared};
 use crate::guest::{Invocation, complain, limited_store, world};
-use crate::state::State;
+use crate::state::{Common, State};
 use crate::stdio::Output;
 
 /// Makes a guest's instances, for one thread.
@@ -28,7 +28,7 @@ pub(super) struct Instances {
     pub(super) invocation: Arc<Invocation>,
     pub(super) settings: Arc<Settings>,
     pub(super) stdout: Output,
-    pub(super) stderr: Output,
+    pub(super) common: Common,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -39,14 +39,13 @@ impl Instances {
     }
 
     fn store(&self) -> wasmtime::Result<Store<State>> {
-        let set = &self.settings.set;
-        let mut wasi = world(&self.invocation, set)?;
-        wasi.stdout(self.stdout.clone()).stderr(self.stderr.clone());
+        let mut wasi = world(&self.invocation, &self.settings.set)?;
+        wasi.stdout(self.stdout.clone());
         let memory = Some(self.settings.max_memory);
         let mut store = limited_store(
             &self.engine,
             wasi,
-            set.clone(),
+            &self.common,
             &self.invocation.env,
             memory,
         )?;

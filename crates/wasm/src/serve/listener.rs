@@ -21,7 +21,9 @@ use super::instances::Instances;
 use super::settings::{Settings, TICK};
 use super::shared::{Count, Counted, Shared};
 use crate::guest::{Invocation, tell};
+use crate::keyvalue;
 use crate::signals;
+use crate::state::Common;
 use crate::stdio::Output;
 
 /// Said to a client over the limit of connections, before its request is read.
@@ -53,6 +55,7 @@ pub(super) fn serve(
     let (stdout, stderr) =
         output().map_err(|error| failed("cannot duplicate its streams", error))?;
     let (invocation, settings) = (Arc::new(invocation.clone()), Arc::new(settings));
+    let store = keyvalue::stores(&settings.set.keyvalue);
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let servers: io::Result<Vec<Server>> = (0..threads)
         .map(|_| {
@@ -62,7 +65,11 @@ pub(super) fn serve(
                 invocation: invocation.clone(),
                 settings: settings.clone(),
                 stdout: stdout.clone(),
-                stderr: stderr.clone(),
+                common: Common {
+                    settings: settings.set.clone(),
+                    stderr: stderr.clone(),
+                    store: store(),
+                },
                 shared: shared.clone(),
             };
             Server::start(instances, ending.clone())
