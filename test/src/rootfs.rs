@@ -86,6 +86,7 @@ impl Rootfs {
     /// A guest was not built.
     pub fn guests() -> Result<Self> {
         [
+            "counter.wasm",
             "hello.wasm",
             "hello-rust.wasm",
             "hello-component.wasm",
@@ -96,6 +97,7 @@ impl Rootfs {
             "tool-component.wasm",
             "tool-http.wasm",
             "tool-p3.wasm",
+            "tool-wasi.wasm",
         ]
         .into_iter()
         .try_fold(Self::busybox(), Self::guest)

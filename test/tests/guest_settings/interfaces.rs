@@ -1,9 +1,17 @@
-//! What a guest may import beside what every guest may.
+//! Interfaces beside those that are always the same: what they tell, and who may import them.
 
 use anyhow::Result;
 use lighter_test::{Containerd, Rootfs, each_containerd, options::RuntimeOptions};
 
-each_containerd!(configuration, store);
+use crate::{WASI, guest, run, text_guest};
+
+each_containerd!(
+    configuration,
+    all_configuration,
+    log,
+    store,
+    what_is_not_there
+);
 
 /// A component whose function `first` gives the first byte of what `wasi:config` tells of `a.key`, or 0.
 const CONFIGURED: &str = r#"(component
@@ -107,5 +115,92 @@ fn store(engine: &Containerd) -> Result<()> {
     // Its code is in the cache now.
     let said = open("").refused()?;
     assert!(said.contains("wasi:keyvalue/store"), "{said}");
+    Ok(())
+}
+
+fn all_configuration(engine: &Containerd) -> Result<()> {
+    let settings = "annotations = ['config']\n[config]\none = 'set'\ntwo = 'set'";
+    let output = guest(engine, settings, &[WASI, "config"])?
+        .env("WASI_CONFIG_one", "env")
+        .env("WASI_CONFIG_three", "env")
+        .annotation("lighter/config.two", "told")
+        .run()?;
+    assert_eq!(output.success()?, "one=set\nthree=env\ntwo=told\n");
+    Ok(())
+}
+
+fn log(engine: &Containerd) -> Result<()> {
+    let log = |settings: &str, level: &str, context: &str, message: &str| -> Result<String> {
+        let output = run(engine, settings, &[WASI, "log", level, context, message])?;
+        assert_eq!(output.text(), "");
+        let errors = output.errors();
+        output.success()?;
+        Ok(errors)
+    };
+    assert_eq!(
+        log("", "trace", "cart", "three items")?,
+        "level=trace context=\"cart\" msg=\"three items\"\n"
+    );
+    // One line, whatever the guest says.
+    assert_eq!(
+        log("", "critical", "", "one\nlevel=info msg=\"two\"")?,
+        "level=critical msg=\"one\\nlevel=info msg=\\\"two\\\"\"\n"
+    );
+    let warn = "wasi.log_level = 'warn'";
+    assert_eq!(log(warn, "info", "c", "m")?, "");
+    assert_eq!(
+        log(warn, "warn", "c", "m")?,
+        "level=warn context=\"c\" msg=\"m\"\n"
+    );
+    assert_eq!(log("wasi.log_level = 'off'", "critical", "c", "m")?, "");
+    let said = guest(engine, "wasi.log_level = 'loud'", &[WASI, "config"])?.refused()?;
+    assert!(
+        said.contains("wasi.log_level") && said.contains("critical"),
+        "{said}"
+    );
+    let annotated = guest(
+        engine,
+        "annotations = ['wasi.log_level']",
+        &[WASI, "log", "info", "c", "m"],
+    )?
+    .annotation("lighter/wasi.log_level", "error")
+    .run()?;
+    assert_eq!(annotated.errors(), "");
+    annotated.success()?;
+    Ok(())
+}
+
+fn what_is_not_there(engine: &Containerd) -> Result<()> {
+    for (text, missing, there) in [
+        (
+            r#"(module
+                (import "wasi" "thread-spawn" (func (param i32) (result i32)))
+                (func (export "_start")))"#,
+            "\"wasi\".\"thread-spawn\"",
+            "WASI 0.1",
+        ),
+        (
+            r#"(module
+                (import "wasi_ephemeral_nn" "load" (func (param i32 i32 i32 i32 i32) (result i32)))
+                (func (export "_start")))"#,
+            "wasi_ephemeral_nn",
+            "WASI 0.1",
+        ),
+        (
+            r#"(module (memory 1 1 shared) (func (export "_start")))"#,
+            "shared",
+            "",
+        ),
+        (
+            r#"(component
+                (import "wasi:nn/errors@0.2.0-rc-2024-10-28" (instance
+                    (export "error" (type (sub resource))))))"#,
+            "wasi:nn/errors",
+            "WASI 0.2 and 0.3",
+        ),
+    ] {
+        let said = text_guest(engine, "", text)?.refused()?;
+        assert!(said.contains(missing) && said.contains(there), "{said}");
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 mod compiling;
 mod files;
 mod interfaces;
+mod keyvalue;
 mod limits;
 mod network;
 mod peers;
@@ -15,6 +16,8 @@ use lighter_test::{Builder, Containerd, Output, Rootfs, options::RuntimeOptions}
 
 const TOOL: &str = "/tool.wasm";
 const COMPONENT: &str = "/tool-component.wasm";
+const WASI: &str = "/tool-wasi.wasm";
+const COUNTER: &str = "/counter.wasm";
 const SERVER: &str = "/tool-http.wasm";
 const PATIENCE: Duration = Duration::from_secs(20);
 
