@@ -119,7 +119,8 @@ fn store(engine: &Containerd) -> Result<()> {
 }
 
 fn all_configuration(engine: &Containerd) -> Result<()> {
-    let settings = "annotations = ['config']\n[config]\none = 'set'\ntwo = 'set'";
+    let settings =
+        "wasi.keyvalue = true\nannotations = ['config']\n[config]\none = 'set'\ntwo = 'set'";
     let output = guest(engine, settings, &[WASI, "config"])?
         .env("WASI_CONFIG_one", "env")
         .env("WASI_CONFIG_three", "env")
@@ -129,9 +130,26 @@ fn all_configuration(engine: &Containerd) -> Result<()> {
     Ok(())
 }
 
+/// A component that only imports `wasi:logging`.
+const LOGGING: &str = r#"(component
+    (import "wasi:logging/logging@0.1.0-draft" (instance
+        (type $level' (enum "trace" "debug" "info" "warn" "error" "critical"))
+        (export "level" (type $level (eq $level')))
+        (export "log" (func
+            (param "level" $level) (param "context" string) (param "message" string)))))
+    (core module $main (func (export "seven") (result i32) (i32.const 7)))
+    (core instance $i (instantiate $main))
+    (alias core export $i "seven" (core func $seven))
+    (func (export "seven") (result u32) (canon lift (core func $seven))))"#;
+
 fn log(engine: &Containerd) -> Result<()> {
+    let rootfs = Rootfs::guests()?.file("/text.wasm", wat::parse_str(LOGGING)?);
+    let imported = engine.container(&rootfs).args(["/text.wasm#seven"]).run()?;
+    assert_eq!(imported.status, 7, "without a switch");
     let log = |settings: &str, level: &str, context: &str, message: &str| -> Result<String> {
-        let output = run(engine, settings, &[WASI, "log", level, context, message])?;
+        // The tool imports that, too.
+        let settings = format!("wasi.keyvalue = true\n{settings}");
+        let output = run(engine, &settings, &[WASI, "log", level, context, message])?;
         assert_eq!(output.text(), "");
         let errors = output.errors();
         output.success()?;
@@ -160,7 +178,7 @@ fn log(engine: &Containerd) -> Result<()> {
     );
     let annotated = guest(
         engine,
-        "annotations = ['wasi.log_level']",
+        "wasi.keyvalue = true\nannotations = ['wasi.log_level']",
         &[WASI, "log", "info", "c", "m"],
     )?
     .annotation("lighter/wasi.log_level", "error")
@@ -176,7 +194,7 @@ fn what_is_not_there(engine: &Containerd) -> Result<()> {
             r#"(module
                 (import "wasi" "thread-spawn" (func (param i32) (result i32)))
                 (func (export "_start")))"#,
-            "\"wasi\".\"thread-spawn\"",
+            "thread-spawn",
             "WASI 0.1",
         ),
         (
