@@ -204,7 +204,7 @@ fn passwords(engine: &Containerd) -> Result<()> {
     ];
     let _redis = Redis::start(&network, 7003, &acl)?;
     let with_file = |settings: &str| -> Result<Output> {
-        let rootfs = Rootfs::guests()?.file_of("/run/secret", "sesame\n", 0o400, 1000);
+        let rootfs = Rootfs::guests()?.file_of("/etc/secret", "sesame\n", 0o400, 1000);
         engine
             .container(&rootfs)
             .args([WASI, "store", "", "exists", "a"])
@@ -215,8 +215,8 @@ fn passwords(engine: &Containerd) -> Result<()> {
     };
     for right in [
         "password = 'sesame'",
-        "password_file = '/run/secret'",
-        "password = 'other'\npassword_file = '/run/secret'",
+        "password_file = '/etc/secret'",
+        "password = 'other'\npassword_file = '/etc/secret'",
         "user = 'ann'\npassword = 'open'",
     ] {
         assert_eq!(
