@@ -135,8 +135,11 @@ pub fn canonical(key: &str) -> String {
 /// The valid name that is closest to a wrong one: as it stands, or in another table.
 pub fn closest(wrong: &str) -> String {
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+    // Of two that are as close, the one whose whole name is closer.
     let distance = |name: &String| {
-        strsim::osa_distance(wrong, name).min(strsim::osa_distance(&last(wrong), &last(name)) + 1)
+        let whole = strsim::osa_distance(wrong, name);
+        let within = strsim::osa_distance(&last(wrong), &last(name)) + 1;
+        (whole.min(within), whole)
     };
     let names = all().into_iter().map(|(name, _)| name);
     names.min_by_key(distance).unwrap_or_default()
