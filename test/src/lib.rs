@@ -46,6 +46,7 @@
 //! - [`options`]: the runtime options of clients. [`metrics`]: the figures.
 //!   [`module`]: small and broken modules. [`Terminal`]: a person's terminal.
 //! - [`artifact`]: images made blob by blob. [`Registry`]: where they are pulled from.
+//! - [`Redis`]: a server for `wasi:keyvalue`.
 //! - [`cri`]: pods and their containers, as a kubelet runs them.
 //! - [`each_containerd!`]: makes of test functions one test a version.
 //!
@@ -70,6 +71,7 @@ pub mod module;
 mod network;
 pub mod options;
 mod poll;
+mod redis;
 mod registry;
 mod rootfs;
 mod runtime;
@@ -86,6 +88,7 @@ pub use containerd::{Containerd, Settings, ensure_root};
 pub use exec::{Exec, ExecBuilder};
 pub use network::Network;
 pub use poll::eventually;
+pub use redis::Redis;
 pub use registry::Registry;
 pub use rootfs::{Rootfs, run};
 pub use runtime::call;

@@ -86,6 +86,7 @@ impl Rootfs {
     /// A guest was not built.
     pub fn guests() -> Result<Self> {
         [
+            "counter.wasm",
             "hello.wasm",
             "hello-rust.wasm",
             "hello-component.wasm",
@@ -97,6 +98,7 @@ impl Rootfs {
             "tool-http.wasm",
             "tool-http-p3.wasm",
             "tool-p3.wasm",
+            "tool-wasi.wasm",
         ]
         .into_iter()
         .try_fold(Self::busybox(), Self::guest)

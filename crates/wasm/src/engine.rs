@@ -14,6 +14,7 @@ use wasmtime_wasi::I32Exit;
 
 use crate::settings::{Flags, Pool};
 use crate::state::State;
+use crate::{keyvalue, logging};
 
 /// Makes the engine of guests that run once: every wasm proposal that wasmtime enables by itself,
 /// as `wasmtime run` does, unless `flags` say otherwise.
@@ -115,8 +116,8 @@ pub(crate) fn module_linker(engine: &Engine) -> Result<wasmtime::Linker<State>> 
     Ok(linker)
 }
 
-/// What components may import: WASI 0.2 and 0.3, with requests over HTTP, `wasi:config`, and what
-/// `flags` allow.
+/// What components may import: WASI 0.2 and 0.3, with requests over HTTP, `wasi:config`,
+/// `wasi:logging`, and what `flags` allow.
 ///
 /// `concurrency` is that of the engine.
 pub(crate) fn component_linker(
@@ -132,8 +133,9 @@ pub(crate) fn component_linker(
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     }
     wasmtime_wasi_config::add_to_linker(&mut linker, State::config)?;
+    logging::add_to_linker(&mut linker)?;
     if flags.keyvalue {
-        wasmtime_wasi_keyvalue::add_to_linker(&mut linker, State::keyvalue)?;
+        keyvalue::add_to_linker(&mut linker)?;
     }
     Ok(linker)
 }
@@ -142,7 +144,7 @@ pub(crate) fn component_linker(
 pub(crate) fn component_imports(flags: &Flags) -> String {
     format!(
         "a component may import WASI 0.2 and 0.3 (wasi:cli, clocks, config, filesystem, http, io, \
-         random, sockets{}) and nothing else",
+         logging, random, sockets{}) and nothing else",
         match flags.keyvalue {
             true => ", keyvalue",
             false => "; keyvalue where wasi.keyvalue is set",

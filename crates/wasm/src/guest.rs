@@ -14,10 +14,11 @@ use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder, p2, p3};
 
 use crate::host::INITIALIZE;
+use crate::keyvalue;
 use crate::serve::Server;
 use crate::settings::{Limits, Settings, Time};
 use crate::signals;
-use crate::state::State;
+use crate::state::{Common, State};
 use crate::stdio::{Output, Stdin};
 
 /// The exit code of a guest that trapped: 128 + SIGABRT, as a native program that aborts.
@@ -253,33 +254,38 @@ fn store(
     let mut wasi = world(invocation, &settings)?;
     wasi.stdin(Stdin::new()?)
         .stdout(Output::stdout()?)
-        .stderr(Output::stderr()?)
         // There is one guest in this process: it may block it.
         .allow_blocking_current_thread(true);
-    let mut store = limited_store(engine, wasi, settings, &invocation.env, None)?;
+    let common = Common {
+        stderr: Output::stderr()?,
+        store: keyvalue::stores(&settings.keyvalue)(),
+        settings,
+    };
+    let mut store = limited_store(engine, wasi, &common, &invocation.env, None)?;
     // For a server's engine, one of whose other functions was named.
     store.set_epoch_deadline(u64::MAX / 2);
     Ok(store)
 }
 
-/// A store in the environment `env` that keeps to the limits of `settings`; instead of a limit on
+/// A store in the environment `env` that keeps to the limits that are set; instead of a limit on
 /// memory there, to `memory` if that is one.
 pub(crate) fn limited_store(
     engine: &Engine,
     mut wasi: WasiCtxBuilder,
-    settings: Arc<Settings>,
+    common: &Common,
     env: &[String],
     memory: Option<usize>,
 ) -> wasmtime::Result<Store<State>> {
-    let fuel = settings.limits.fuel;
-    let limits = limits(&settings.limits, memory);
+    let set = &common.settings.limits;
+    let limits = limits(set, memory);
     let is_limited = limits.is_some();
-    let state = State::new(wasi.build_p1(), limits.unwrap_or_default(), settings, env);
+    wasi.stderr(common.stderr.clone());
+    let state = State::new(wasi.build_p1(), limits.unwrap_or_default(), common, env);
     let mut store = Store::new(engine, state);
     if is_limited {
         store.limiter(|state| &mut state.limits);
     }
-    if let Some(fuel) = fuel {
+    if let Some(fuel) = set.fuel {
         store.set_fuel(fuel)?;
     }
     Ok(store)

@@ -24,6 +24,8 @@ mod engine;
 mod gate;
 mod guest;
 mod host;
+mod keyvalue;
+mod logging;
 mod names;
 mod parts;
 mod recall;

@@ -9,11 +9,23 @@ use wasmtime_wasi::{WasiCtxView, WasiView};
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
-use wasmtime_wasi_keyvalue::{WasiKeyValue, WasiKeyValueCtx};
 
 use crate::gate::{Gate, Outgoing};
+use crate::keyvalue::{self, Store};
+use crate::logging::Log;
 use crate::settings::Settings;
+use crate::stdio::Output;
 use crate::trust;
+
+/// What all instances of a guest on one event loop have in common.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) settings: Arc<Settings>,
+    /// The container's standard error.
+    pub(crate) stderr: Output,
+    /// `wasi:keyvalue`.
+    pub(crate) store: Arc<dyn Store>,
+}
 
 /// The data of every store. WASI 0.1 needs a table of its own beside the context that all versions
 /// share; it is carried by components too, so that one type serves both.
@@ -27,7 +39,9 @@ pub(crate) struct State {
     /// `wasi:config`.
     config: WasiConfigVariables,
     /// `wasi:keyvalue`.
-    keyvalue: WasiKeyValueCtx,
+    store: Arc<dyn Store>,
+    /// `wasi:logging`.
+    log: Log,
     /// What memories and tables may take, where the store is told to ask.
     pub(crate) limits: StoreLimits,
 }
@@ -37,16 +51,21 @@ impl State {
     pub(crate) fn new(
         wasi: WasiP1Ctx,
         limits: StoreLimits,
-        settings: Arc<Settings>,
+        common: &Common,
         env: &[String],
     ) -> Self {
+        let settings = &common.settings;
         Self {
             wasi,
             http: WasiHttpCtx::new(),
-            config: config(&settings, env),
-            keyvalue: WasiKeyValueCtx::builder().build(),
+            config: config(settings, env),
+            store: common.store.clone(),
+            log: Log {
+                least: settings.wasi.log_level,
+                output: common.stderr.clone(),
+            },
             gate: Gate {
-                settings,
+                settings: settings.clone(),
                 authorities: authorities(env),
                 outgoing: None,
             },
@@ -78,8 +97,16 @@ impl State {
     }
 
     /// The view of `wasi:keyvalue`.
-    pub(crate) fn keyvalue(&mut self) -> WasiKeyValue<'_> {
-        WasiKeyValue::new(&self.keyvalue, self.wasi.ctx().table)
+    pub(crate) fn keyvalue(&mut self) -> keyvalue::View<'_> {
+        keyvalue::View {
+            store: &self.store,
+            table: self.wasi.ctx().table,
+        }
+    }
+
+    /// What `wasi:logging` works on.
+    pub(crate) fn log(&mut self) -> &mut Log {
+        &mut self.log
     }
 }
 

@@ -11,14 +11,15 @@ use super::names::{self, Kind};
 /// What annotations that are settings begin with.
 pub const ANNOTATION_PREFIX: &str = "lighter/";
 
-/// The settings among `annotations`, which must all be `allowed`.
+/// The settings among `annotations`, which must all be `allowed`: each one's name, and a table of it
+/// alone.
 ///
 /// # Errors
 /// Which is not allowed or wrong, the first in the order of their names.
-pub fn annotated(
-    annotations: Option<&HashMap<String, String>>,
+pub fn annotated<'a>(
+    annotations: Option<&'a HashMap<String, String>>,
     allowed: &[String],
-) -> Result<Vec<Table>, OptionsError> {
+) -> Result<Vec<(&'a str, Table)>, OptionsError> {
     let mut settings: Vec<(&str, &str)> = annotations
         .into_iter()
         .flatten()
@@ -28,7 +29,7 @@ pub fn annotated(
     settings.sort_unstable();
     let settings = settings.into_iter();
     settings
-        .map(|(name, text)| annotation(name, text, allowed))
+        .map(|(name, text)| Ok((name, annotation(name, text, allowed)?)))
         .collect()
 }
 

@@ -30,7 +30,10 @@ impl Layer {
             OptionsError::Toml {
                 from: from.clone(),
                 line: line + 1,
-                text: text.lines().nth(line).unwrap_or_default().to_owned(),
+                text: match text.lines().nth(line).unwrap_or_default() {
+                    line if names::may_tell_secret(line) => "...".to_owned(),
+                    line => line.to_owned(),
+                },
                 reason: one_line(error.message()),
             }
         })?;
@@ -68,7 +71,11 @@ impl Layer {
                 (None, _) => return Err(unknown(self.from.clone(), &name)),
                 (Some(Kind::Table), Value::Table(table)) => self.check_table(&name, table)?,
                 (Some(_), value) => check_value(&name, value).map_err(|reason| {
-                    let (from, value) = (self.from.clone(), value.to_string());
+                    let value = match names::is_secret(&name) {
+                        true => "what it is".to_owned(),
+                        false => value.to_string(),
+                    };
+                    let from = self.from.clone();
                     OptionsError::Value {
                         from,
                         name,
@@ -96,9 +103,12 @@ pub fn unknown(from: String, name: &str) -> OptionsError {
 /// # Errors
 /// What it should be.
 pub fn check_value(name: &str, value: &Value) -> Result<(), String> {
-    Options::deserialize(alone(name, value.clone()))
-        .map(drop)
-        .map_err(|error| one_line(error.message()))
+    match Options::deserialize(alone(name, value.clone())) {
+        Ok(_) => Ok(()),
+        // The message would tell the value.
+        Err(_) if names::is_secret(name) => Err("it is a text".into()),
+        Err(error) => Err(one_line(error.message())),
+    }
 }
 
 /// A table with the setting `name` alone.
@@ -123,6 +133,20 @@ pub fn merge(table: &mut Table, later: Table) {
             (Some(Value::Table(table)), Value::Table(later)) => merge(table, later),
             (_, value) => drop(table.insert(key, value)),
         }
+    }
+}
+
+/// Unsets the setting `name`.
+pub fn remove(all: &mut Table, name: &str) {
+    let path = names::path(name);
+    let Some((key, tables)) = path.split_last() else {
+        return;
+    };
+    let table = tables.iter().try_fold(all, |table, key| {
+        table.get_mut(*key).and_then(Value::as_table_mut)
+    });
+    if let Some(table) = table {
+        table.remove(*key);
     }
 }
 

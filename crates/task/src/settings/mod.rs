@@ -23,7 +23,7 @@ pub use options::Options;
 
 use annotations::annotated;
 use host_file::host_file;
-use layer::{Layer, merge, one_line};
+use layer::{Layer, merge, one_line, remove};
 use runtime_options::runtime_options;
 
 impl Options {
@@ -58,9 +58,11 @@ impl Options {
         let options = match annotated.is_empty() {
             true => options,
             false => {
-                annotated
-                    .into_iter()
-                    .for_each(|layer| merge(&mut all, layer));
+                for (name, layer) in annotated {
+                    // What a file keeps secret is for whom the file names.
+                    names::secrets_of(name).for_each(|secret| remove(&mut all, secret));
+                    merge(&mut all, layer);
+                }
                 Self::deserialize_table(&all)?
             }
         };
@@ -229,5 +231,37 @@ mod tests {
     fn what_contradicts_is_told() {
         let error = wrong("[http]\nmax_requests = 300");
         assert!(error.contains("pool.instances"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_is_told_nobody_but_whom_its_file_names() {
+        let file = "annotations = ['keyvalue']\n[keyvalue.redis]\nhost = 'a'\npassword = 'sesame'";
+        let password = |annotations: &[(&str, &str)]| {
+            let options = layers(&[file], annotations).unwrap();
+            options.guest.keyvalue.redis.password.map(|secret| secret.0)
+        };
+        assert_eq!(password(&[]).as_deref(), Some("sesame"));
+        let database = ("keyvalue.redis.database", "3");
+        assert_eq!(password(&[database]).as_deref(), Some("sesame"));
+        assert_eq!(password(&[("keyvalue.redis.host", "b")]), None);
+        assert_eq!(password(&[database, ("keyvalue.redis.port", "1")]), None);
+        let refused = layers(&[file], &[("keyvalue.redis.password", "open")]).unwrap_err();
+        assert!(refused.contains("not for annotations"), "{refused}");
+        let refused = wrong("annotations = ['keyvalue.redis.password']");
+        assert!(refused.contains("not for annotations"), "{refused}");
+    }
+
+    #[test]
+    fn messages_do_not_tell_secrets() {
+        for file in [
+            "keyvalue.redis.password = 12345",
+            "keyvalue.redis.password = '12345",
+            "[keyvalue]\nredis = { password = 12345 }",
+            "[keyvalue.redis]\npassword = ['12345']",
+        ] {
+            let refused = wrong(file);
+            assert!(!refused.contains("12345"), "{refused}");
+            assert!(refused.contains("file0"), "{refused}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use serde_json::Value;
+use wasm::settings::SECRETS;
 
 use super::options::Options;
 
@@ -31,9 +32,29 @@ pub fn find(name: &str) -> Option<Kind> {
     look(&DEFAULTS, name)
 }
 
-/// As [`find`], of what can be set of guests.
+/// As [`find`], of what annotations may be allowed to set of guests. Everybody may see those, so
+/// that it is no secrets.
 pub fn find_of_guest(name: &str) -> Option<Kind> {
-    look(&OF_GUESTS, name)
+    look(&OF_GUESTS, name).filter(|_| !is_secret(name))
+}
+
+/// Whether the setting's value must not be shown.
+pub fn is_secret(name: &str) -> bool {
+    SECRETS.iter().any(|(secret, _)| *secret == name)
+}
+
+/// Whether a line of a file may have such a value in it.
+pub fn may_tell_secret(line: &str) -> bool {
+    let mut keys = SECRETS.iter().filter_map(|(secret, _)| path(secret).pop());
+    keys.any(|key| line.contains(key))
+}
+
+/// The secrets that are told to another when the setting `name` changes.
+pub fn secrets_of(name: &str) -> impl Iterator<Item = &'static str> {
+    SECRETS
+        .iter()
+        .filter(move |(_, whose)| whose.contains(&name))
+        .map(|(secret, _)| *secret)
 }
 
 fn look(tree: &Value, name: &str) -> Option<Kind> {
@@ -114,8 +135,11 @@ pub fn canonical(key: &str) -> String {
 /// The valid name that is closest to a wrong one: as it stands, or in another table.
 pub fn closest(wrong: &str) -> String {
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+    // Of two that are as close, the one whose whole name is closer.
     let distance = |name: &String| {
-        strsim::osa_distance(wrong, name).min(strsim::osa_distance(&last(wrong), &last(name)) + 1)
+        let whole = strsim::osa_distance(wrong, name);
+        let within = strsim::osa_distance(&last(wrong), &last(name)) + 1;
+        (whole.min(within), whole)
     };
     let names = all().into_iter().map(|(name, _)| name);
     names.min_by_key(distance).unwrap_or_default()
@@ -138,6 +162,9 @@ mod tests {
         assert_eq!(path("engine.proposals.gc"), ["engine", "proposals", "gc"]);
         assert_eq!(find_of_guest("cache_dir"), None);
         assert_eq!(find_of_guest("http.port"), Some(Kind::Setting));
+        assert_eq!(find("keyvalue.redis.password"), Some(Kind::Setting));
+        assert_eq!(find_of_guest("keyvalue.redis.password"), None);
+        assert_eq!(find_of_guest("keyvalue.redis"), Some(Kind::Table));
     }
 
     #[test]

@@ -21,7 +21,9 @@ use super::settings::{Settings, TICK};
 use super::shared::{Count, Counted, Shared};
 use super::{Guests, Pre, threads};
 use crate::guest::{Invocation, tell};
+use crate::keyvalue;
 use crate::signals;
+use crate::state::Common;
 use crate::stdio::Output;
 
 /// Said to a client over the limit of connections, before its request is read.
@@ -56,17 +58,22 @@ pub(super) fn serve(
     let output = || -> io::Result<_> { Ok((Output::stdout()?, Output::stderr()?)) };
     let (stdout, stderr) =
         output().map_err(|error| failed("cannot duplicate its streams", error))?;
-    let settings = Arc::new(settings);
-    let maker = Maker {
+    let (invocation, settings) = (Arc::new(invocation.clone()), Arc::new(settings));
+    let store = keyvalue::stores(&settings.set.keyvalue);
+    let maker = || Maker {
         engine: engine.clone(),
-        invocation: Arc::new(invocation.clone()),
+        invocation: invocation.clone(),
         settings: settings.clone(),
-        stdout,
-        stderr,
+        stdout: stdout.clone(),
+        common: Common {
+            settings: settings.set.clone(),
+            stderr: stderr.clone(),
+            store: store(),
+        },
         shared: shared.clone(),
     };
     let servers: io::Result<Vec<Server>> = (0..threads())
-        .map(|_| Server::start(pre.clone().guests(maker.clone()), ending.clone()))
+        .map(|_| Server::start(pre.clone().guests(maker()), ending.clone()))
         .collect();
     let servers = servers.map_err(|error| failed("cannot start a thread", error))?;
     runtime.block_on(async {

@@ -7,17 +7,16 @@ use wasmtime::{Engine, Store};
 use super::settings::Settings;
 use super::shared::Shared;
 use crate::guest::{Invocation, limited_store, tell, world};
-use crate::state::State;
+use crate::state::{Common, State};
 use crate::stdio::Output;
 
-/// Makes stores, for all threads.
-#[derive(Clone)]
+/// Makes stores, for one thread.
 pub(super) struct Maker {
     pub(super) engine: Engine,
     pub(super) invocation: Arc<Invocation>,
     pub(super) settings: Arc<Settings>,
     pub(super) stdout: Output,
-    pub(super) stderr: Output,
+    pub(super) common: Common,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -29,14 +28,13 @@ impl Maker {
 
     /// A store whose guest lets others on at each tick of the clock, its time limit included.
     pub(super) fn store(&self) -> wasmtime::Result<Store<State>> {
-        let set = &self.settings.set;
-        let mut wasi = world(&self.invocation, set)?;
-        wasi.stdout(self.stdout.clone()).stderr(self.stderr.clone());
+        let mut wasi = world(&self.invocation, &self.settings.set)?;
+        wasi.stdout(self.stdout.clone());
         let memory = Some(self.settings.max_memory);
         let mut store = limited_store(
             &self.engine,
             wasi,
-            set.clone(),
+            &self.common,
             &self.invocation.env,
             memory,
         )?;

@@ -5,11 +5,12 @@
 //! any, a guest has what its container has.
 //!
 //! Reading order: this file (the names), `quantity` (sizes, times and counts), `endpoint`,
-//! `network`, `files`, `engine`.
+//! `network`, `files`, `interfaces`, `engine`.
 
 mod endpoint;
 mod engine;
 mod files;
+mod interfaces;
 mod network;
 mod quantity;
 
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use endpoint::Endpoint;
 pub use engine::{Engine, Flags, Proposals};
 pub use files::{Files, Preopen};
+pub use interfaces::{KeyValue, LogLevel, Redis, SECRETS, Secret, Wasi};
 pub use network::{Network, Peer};
 pub use quantity::{Count, Size, SizeError, Time};
 
@@ -40,22 +42,16 @@ pub struct Settings {
     pub limits: Limits,
     /// How requests over HTTP are served, if it handles them.
     pub http: Http,
-    /// What it may import beside what every guest may.
+    /// What it may import beside what every guest may, and how much it tells.
     pub wasi: Wasi,
+    /// Where the store of `wasi:keyvalue` is.
+    pub keyvalue: KeyValue,
     /// What `wasi:config` tells it, by any names.
     pub config: BTreeMap<String, String>,
     /// How it is compiled.
     pub engine: Engine,
     /// Where instances that handle requests have their memories.
     pub pool: Pool,
-}
-
-/// Interfaces that not every guest may import.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Wasi {
-    /// `wasi:keyvalue`, with what is put there in memory.
-    pub keyvalue: bool,
 }
 
 /// What a guest may take. What is not set is not limited, but by the container.
@@ -186,6 +182,7 @@ impl Settings {
                 Size(LEAST_HEADERS)
             ));
         }
+        self.keyvalue.redis.check()?;
         self.engine.check()
     }
 }
