@@ -3,7 +3,6 @@
 //! An instance is made while nobody waits, after a response has gone out, and so is one taken
 //! apart. What is left to do when a request comes is to call the guest.
 
-use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -26,8 +25,8 @@ pub(super) struct Plain {
     pre: ProxyPre<State>,
     /// Those that wait for a request, the one that has waited longest first.
     ready: Mutex<Vec<Instance>>,
-    /// Those that have had their requests and are still to be taken apart.
-    ended: Mutex<Vec<Instance>>,
+    /// The one that has had its requests and is still to be taken apart.
+    ended: Mutex<Option<Instance>>,
     /// Whether somebody looks after those that have waited too long.
     is_watched: AtomicBool,
 }
@@ -90,7 +89,7 @@ impl Plain {
     }
 
     fn clear(&self) {
-        let ended = mem::take(&mut *lock(&self.ended));
+        let ended = lock(&self.ended).take();
         drop(ended);
     }
 
@@ -101,7 +100,9 @@ impl Plain {
             lock(&self.ready).push(instance);
             self.watch();
         } else {
-            lock(&self.ended).push(instance);
+            // One that is still there makes room first: what there can be is limited.
+            let before = lock(&self.ended).replace(instance);
+            drop(before);
             task::spawn(self.clone().prepare());
         }
     }
