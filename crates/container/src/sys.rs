@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::{ForkResult, Pid};
 
@@ -147,6 +148,22 @@ pub fn close_inherited() {
     close_range(3, u32::MAX);
 }
 
+/// Gives the calling thread a table of descriptors of its own with `keep` alone in it (unshare(2),
+/// `CLONE_FILES`): what the process has open is then closed with the process, even while this thread
+/// is in a call that cannot be interrupted. The thread must use no other descriptor from then on.
+///
+/// # Errors
+/// unshare(2)'s.
+pub fn keep_only(keep: BorrowedFd) -> io::Result<()> {
+    nix::sched::unshare(CloneFlags::CLONE_FILES)?;
+    let keep = keep.as_raw_fd() as u32;
+    if let Some(last) = keep.checked_sub(1) {
+        close_range(0, last);
+    }
+    close_range(keep + 1, u32::MAX);
+    Ok(())
+}
+
 /// Sends the signal numbered `signal`, real-time ones included, to the process that `pidfd` stands
 /// for (pidfd_send_signal(2)).
 ///
@@ -220,4 +237,37 @@ pub fn owning_user_namespace(file: BorrowedFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just opened this descriptor for the caller, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(owner) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::fs::{self, File};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_thread_keeps_one_descriptor() {
+        let process = File::open("/").unwrap();
+        let thread = std::thread::spawn(|| {
+            let kept = File::open("/").unwrap();
+            keep_only(kept.as_fd()).unwrap();
+            let list = fs::read_dir("/proc/thread-self/fd").unwrap();
+            let open: BTreeSet<RawFd> = list
+                .map(|entry| {
+                    entry
+                        .unwrap()
+                        .file_name()
+                        .to_str()
+                        .unwrap()
+                        .parse()
+                        .unwrap()
+                })
+                .collect();
+            // The other is the list's own.
+            (open.contains(&kept.as_raw_fd()), open.len())
+        });
+        assert_eq!(thread.join().unwrap(), (true, 2));
+        process.metadata().unwrap();
+    }
 }

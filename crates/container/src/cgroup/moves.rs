@@ -6,9 +6,13 @@
 //! libcontainer has each container's first process moved in this way. So that pause is begun when it
 //! is known that a move will come, beside the work that is done before it.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::fd::AsFd;
 use std::thread;
 
-use super::{Cgroup, Error, Result, members};
+use super::{Cgroup, Error, Result};
+use crate::sys;
 
 /// Has the kernel get ready for a move, without waiting for it: a thread moves this process into
 /// the cgroup where it is. Where that fails, moves take as long as they do.
@@ -29,12 +33,17 @@ pub fn expect_move() {
 fn move_nowhere() -> Result<()> {
     let own = Cgroup::of(std::process::id())?;
     // One lock serves all hierarchies.
-    for folder in own.folders().into_iter().take(1) {
-        let list = folder.join("cgroup.procs");
-        // 0 stands for the process that writes.
-        members::write_existing(&list, "0").map_err(Error::io("write", &list))?;
-    }
-    Ok(())
+    let Some(folder) = own.folders().into_iter().next() else {
+        return Ok(());
+    };
+    let path = folder.join("cgroup.procs");
+    let open = OpenOptions::new().write(true).open(&path);
+    let mut list = open.map_err(Error::io("open", &path))?;
+    // The write cannot be interrupted, not even by SIGKILL. Whoever waits for the daemon's socket
+    // to be closed must not wait for it.
+    sys::keep_only(list.as_fd()).map_err(Error::io("hold nothing but", &path))?;
+    // 0 stands for the process that writes.
+    list.write_all(b"0").map_err(Error::io("write", &path))
 }
 
 #[cfg(test)]
@@ -45,7 +54,10 @@ mod tests {
     #[test]
     fn nothing_is_moved() {
         let before = fs::read_to_string("/proc/self/cgroup").unwrap();
-        move_nowhere().unwrap();
+        let held = fs::File::open("/proc/self/cgroup").unwrap();
+        thread::spawn(|| move_nowhere().unwrap()).join().unwrap();
         assert_eq!(fs::read_to_string("/proc/self/cgroup").unwrap(), before);
+        // What others have open they keep.
+        held.metadata().unwrap();
     }
 }
