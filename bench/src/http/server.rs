@@ -81,7 +81,7 @@ pub struct Server<'a> {
 }
 
 enum Held<'a> {
-    Container(Container<'a>),
+    Container(Box<Container<'a>>),
     Process(Process),
 }
 
@@ -117,7 +117,7 @@ impl<'a> Server<'a> {
                 let begin = Instant::now();
                 let container = builder.create()?;
                 container.start()?;
-                (Held::Container(container), begin)
+                (Held::Container(Box::new(container)), begin)
             }
             false => {
                 let begin = Instant::now();
