@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libcgroups::common::{
     AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
@@ -29,6 +31,10 @@ use crate::zygote::Create;
 
 /// The lowest descriptor that criu inherits for a container: those below may be its own.
 const FIRST_INHERITED: RawFd = 20;
+
+/// How long a restored process may take to stand still, and how often that is looked at.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Restores the container of `bundle`, which `request` asks for; its root file system is there and its
 /// configuration adapted. Its processes are stopped, as by SIGSTOP, and the first is a child of this
@@ -153,13 +159,24 @@ fn tell(mut to: PipeWriter, reason: &str) {
     }
 }
 
-/// The pid in `file`, if criu has restored a process and left it stopped.
+/// The pid in `file`, if criu has restored a process and left it stopped, for which it may take
+/// [`PATIENCE`]: criu sends the signal, lets go of the process, and ends, perhaps before the process
+/// has run into it.
 fn stopped(file: &Path) -> Option<i32> {
     let pid = fs::read_to_string(file).ok()?.trim().parse().ok()?;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // After the name, which may have any characters (proc_pid_stat(5)).
-    let (_, rest) = stat.rsplit_once(") ")?;
-    rest.starts_with('T').then_some(pid)
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // After the name, which may have any characters (proc_pid_stat(5)).
+        let (_, rest) = stat.rsplit_once(") ")?;
+        match rest.chars().next()? {
+            'T' => return Some(pid),
+            'Z' | 'X' => return None,
+            _ if Instant::now() > until => return None,
+            // Only its parent, which this process is not, could wait for the stop itself.
+            _ => thread::sleep(PAUSE),
+        }
+    }
 }
 
 /// Makes what the mounts of the container are mounted on, where its image lacks it. What lies on
@@ -321,5 +338,49 @@ impl Inherited {
                 .map_err(|error| format!("leaving a descriptor open: {error}"))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use nix::sys::signal::kill;
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_is_about_to_stop_is_waited_for() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut process = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(process.id()).unwrap();
+        fs::write(file.path(), pid.to_string()).unwrap();
+        let (begun, stop) = io::pipe().unwrap();
+        let found = thread::scope(|scope| {
+            let found = scope.spawn(move || {
+                drop(stop);
+                stopped(file.path())
+            });
+            let mut begun = begun;
+            begun.read_to_end(&mut Vec::new()).unwrap();
+            // Long enough for a look at the process while it runs.
+            thread::sleep(PAUSE * 50);
+            kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+            found.join().unwrap()
+        });
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert_eq!(found, Some(pid));
+    }
+
+    #[test]
+    fn a_process_that_is_killed_is_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut process = Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(file.path(), process.id().to_string()).unwrap();
+        process.kill().unwrap();
+        assert_eq!(stopped(file.path()), None);
+        process.wait().unwrap();
+        assert_eq!(stopped(file.path()), None);
     }
 }
