@@ -16,15 +16,14 @@ fn main() -> ExitCode {
         .and_then(|flags| match flags.action.as_str() {
             _ if flags.version => task::print_version(),
             _ if flags.info => task::print_info(),
-            "start" => task::start(&flags),
+            task::START => task::start(&flags),
             "delete" => task::delete(&flags),
             // Not for people either: the shim puts itself between a container and its hook.
             container::HOOK_ACTION => container::run_hook(&hook_args()),
             // What a daemon starts when its zygote has died.
             container::ZYGOTE_ACTION => task::zygote(&flags),
-            "" => task::serve(&flags),
             other => Err(io::Error::other(format!(
-                "there is no action {other:?}; containerd calls start and delete"
+                "there is no action {other:?}: containerd calls start and delete"
             ))),
         });
     match done {

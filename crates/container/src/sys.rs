@@ -30,6 +30,38 @@ pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
     }
 }
 
+/// Takes `argument`, the process's last, off the arguments that others see (proc_pid_cmdline(5)).
+///
+/// # Errors
+/// When it is not the last one, or /proc cannot be read.
+pub fn hide_last_argument(argument: &str) -> io::Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // arg_start and arg_end are the 48th and 49th fields, the 46th and 47th after the name, which may
+    // have any characters (proc_pid_stat(5)).
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let mut ends = fields.split(' ').skip(45).map_while(|at| at.parse().ok());
+    let (Some(start), Some(end)): (Option<usize>, Option<usize>) = (ends.next(), ends.next())
+    else {
+        return Err(io::Error::other(
+            "/proc/self/stat lacks the arguments' place",
+        ));
+    };
+    let length = argument.len() + 1;
+    if start == 0 || end.saturating_sub(start) < length {
+        return Err(io::Error::other("the process has fewer arguments"));
+    }
+    // SAFETY: the kernel has laid the arguments out there, on the first thread's stack, where they stay
+    // mapped and writable; nothing borrows them, as the standard library copies what it hands out.
+    let last = unsafe { std::slice::from_raw_parts_mut((end - length) as *mut u8, length) };
+    if last != [argument.as_bytes(), b"\0"].concat() {
+        return Err(io::Error::other(format!(
+            "the last argument is not {argument}"
+        )));
+    }
+    last.fill(0);
+    Ok(())
+}
+
 /// Clones the calling process as its own sibling: the new process has the caller's parent, which
 /// also reaps it (clone(2), `CLONE_PARENT`).
 ///

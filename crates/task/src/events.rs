@@ -4,18 +4,23 @@ use std::time::Duration;
 
 use containerd_shim::event::Event;
 use containerd_shim::protos::events as messages;
-use containerd_shim::protos::protobuf::MessageDyn;
+use containerd_shim::protos::protobuf::Message;
 use containerd_shim::protos::shim::event::Envelope;
 use containerd_shim::protos::shim::events::ForwardRequest;
 use containerd_shim::protos::shim_async::{Client, EventsClient};
 use containerd_shim::protos::ttrpc::{self, Code, context};
-use containerd_shim::util::{convert_to_any, timestamp};
+use containerd_shim::util::timestamp;
 use tokio::sync::{mpsc, oneshot};
+
+use crate::any::any;
 
 pub use messages::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
     TaskResumed, TaskStart,
 };
+
+/// The package of containerd's events.
+const EVENTS: &str = "containerd.events";
 
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -54,14 +59,14 @@ impl Publisher {
     }
 
     /// Queues `event`.
-    pub fn publish(&self, event: impl Event) {
+    pub fn publish(&self, event: impl Event + Message) {
         let topic = event.topic();
         let envelope = timestamp().and_then(|at| {
             let mut envelope = Envelope::new();
             envelope.set_topic(topic.clone());
             envelope.set_namespace(self.namespace.clone());
             envelope.set_timestamp(at);
-            envelope.set_event(convert_to_any(Box::new(event) as Box<dyn MessageDyn>)?);
+            envelope.set_event(any(EVENTS, &event));
             Ok(envelope)
         });
         match envelope {

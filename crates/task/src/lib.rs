@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod any;
 mod daemon;
 mod delete;
 mod error;
@@ -31,8 +32,8 @@ mod task;
 
 pub use delete::delete;
 pub use info::{print_info, print_version};
-pub use serve::{serve, zygote};
-pub use start::start;
+pub use serve::zygote;
+pub use start::{START, start};
 
 /// The runtime's name, as containerd's users write it.
 pub const RUNTIME: &str = "io.containerd.wasmtime.v1";

@@ -4,28 +4,17 @@ mod v1;
 mod v2;
 
 use container::cgroup::Stats;
+use containerd_shim::protos::protobuf::MessageField;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
-use containerd_shim::protos::protobuf::{MessageField, MessageFull};
+
+use crate::any::any;
 
 /// Packs figures into the message that containerd's clients know for their cgroup version:
 /// `io.containerd.cgroups.v1.Metrics` or `io.containerd.cgroups.v2.Metrics`.
 pub fn to_any(stats: Stats) -> Any {
     match stats {
-        Stats::V1(metrics) => pack(&v1::metrics(metrics)),
-        Stats::V2(metrics) => pack(&v2::metrics(metrics)),
-    }
-}
-
-/// A message as one of any kind. As everywhere in containerd, the type URL is the bare name of the
-/// message (containerd/typeurl).
-pub fn pack<M: MessageFull>(message: &M) -> Any {
-    Any {
-        type_url: M::descriptor().full_name().to_owned(),
-        // Only proto2's required fields can be missing.
-        value: message
-            .write_to_bytes()
-            .expect("a proto3 message can always be written"),
-        ..Any::default()
+        Stats::V1(metrics) => any("io.containerd.cgroups.v1", &v1::metrics(metrics)),
+        Stats::V2(metrics) => any("io.containerd.cgroups.v2", &v2::metrics(metrics)),
     }
 }
 

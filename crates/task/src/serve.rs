@@ -1,7 +1,6 @@
 //! The daemon: serves the tasks of one group until containerd shuts it down.
 
 use std::env;
-use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -47,7 +46,7 @@ const FAREWELL: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// What keeps the daemon from serving.
-pub fn serve(flags: &Flags) -> io::Result<()> {
+pub(crate) fn serve(flags: &Flags) -> io::Result<()> {
     container::close_inherited();
     let log = OpenOptions::new().write(true).open("log").ok();
     log_to(log.as_ref(), flags)?;
@@ -65,7 +64,7 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
         .enable_all()
         .thread_keep_alive(Duration::from_secs(1))
         .build()?;
-    let successor = successor(&file, log)?;
+    let successor = successor(flags, &file, log)?;
     let ended = runtime.block_on(run(flags, zygote, successor, listener, is_wanted));
     // A module that is being compiled for nobody ends with the daemon, and is not waited for.
     runtime.shutdown_background();
@@ -74,23 +73,30 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes commands that start a zygote in the place of one that died, with the daemon's arguments,
-/// its socket, and its log as stdout. See [`zygote`].
+/// Makes commands that start a zygote in the place of one that died, with what of the daemon's flags
+/// matters to it, the daemon's socket, and its log as stdout. See [`zygote`].
 fn successor(
+    flags: &Flags,
     socket: &SocketFile,
     log: Option<File>,
-) -> io::Result<impl Fn() -> io::Result<Command> + Send + Sync + 'static> {
-    let args: Vec<OsString> = env::args_os().collect();
-    let (name, args) = args
-        .split_first()
+) -> io::Result<impl Fn() -> io::Result<Command> + Send + Sync + 'static + use<>> {
+    let name = env::args_os()
+        .next()
         .ok_or_else(|| io::Error::other("the shim was started without a name"))?;
-    let (name, args) = (name.clone(), args.to_vec());
+    let flag = |name: &str, value: &str| [name.to_owned(), value.to_owned()];
+    let args = [
+        flag("-namespace", &flags.namespace),
+        flag("-id", &flags.id),
+        flag("-address", &flags.address),
+    ];
+    let debug = flags.debug.then_some("-debug");
     let socket = socket.path().to_owned();
     Ok(move || {
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0(&name)
-            .args(&args)
+            .args(args.as_flattened())
+            .args(debug)
             .arg("-socket")
             .arg(&socket)
             .arg(ZYGOTE_ACTION)

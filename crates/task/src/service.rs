@@ -23,6 +23,7 @@ use nix::sys::signal::Signal;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::any::any;
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::TaskExecAdded;
@@ -360,10 +361,11 @@ impl containerd_shim::Task for Service {
         let processes = pids.into_iter().map(|pid| {
             let exec = execs.iter().find(|exec| exec.pid() == pid);
             let details = exec.map(|exec| {
-                metrics::pack(&ProcessDetails {
+                let details = ProcessDetails {
                     exec_id: exec.id().to_owned(),
                     ..ProcessDetails::default()
-                })
+                };
+                any("containerd.runc.v1", &details)
             });
             ProcessInfo {
                 pid,

@@ -1,14 +1,11 @@
 //! The action `start`: finds or spawns the daemon of a container's group and prints its address.
 
 use std::collections::HashMap;
-use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::exit;
 use std::time::{Duration, Instant};
 
 use containerd_shim::bootstrap::BootstrapParams;
@@ -16,16 +13,23 @@ use containerd_shim::cgroup::set_cgroup_and_oom_score;
 use containerd_shim::protos::protobuf::Message;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::{Flags, StartOpts};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, setpgid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionread;
 use serde::Deserialize;
 
+use crate::serve::serve;
 use crate::settings::Options;
 use crate::socket::{SocketFile, listen, socket_path};
 
 /// The task service's name for containerd 2 and for the ones before.
 pub(crate) const TASK_V3: &str = "containerd.task.v3.Task";
 pub(crate) const TASK_V2: &str = "containerd.task.v2.Task";
+
+/// The name of this action, containerd's last argument.
+pub const START: &str = "start";
 
 /// The annotations that put containers into one daemon, the first that is there: the runc shim's
 /// own, and the pod's, which CRI sets.
@@ -147,42 +151,35 @@ pub(crate) fn group(id: &str, bundle: &Path) -> io::Result<String> {
 /// The daemon that this `start` has spawned. It answers as soon as it is up; until then containerd's
 /// connection waits in the socket.
 struct Spawned {
-    child: Child,
+    daemon: Pid,
     socket: SocketFile,
     /// Where it is told [`PLACED`] and [`WANTED`], which it reads on its stdout's descriptor.
     telling: io::PipeWriter,
 }
 
 impl Spawned {
-    /// Spawns the daemon with `listener` as its stdin, and places it in its cgroup.
+    /// Forks the daemon with `listener` as its stdin, and places it in its cgroup. To execute the
+    /// program once more for it would take about as long as all else that `start` does.
     fn new(flags: &Flags, listener: UnixListener, options: &Options) -> io::Result<Self> {
         let socket = SocketFile::of(&listener)?;
-        let spawn = || -> io::Result<(Child, io::PipeWriter)> {
-            let program: PathBuf = env::current_exe()?;
+        let fork = || -> io::Result<(Pid, io::PipeWriter)> {
             let (told, telling) = io::pipe()?;
-            let mut command = Command::new(program);
-            command
-                .args(["-namespace", &flags.namespace])
-                .args(["-id", &flags.id])
-                .args(["-address", &flags.address])
-                .stdin(OwnedFd::from(listener))
-                .stdout(told)
-                .stderr(Stdio::null())
-                // Signals to containerd's process group are not for the daemon.
-                .process_group(0);
-            if flags.debug {
-                command.arg("-debug");
+            match container::fork_single_threaded()? {
+                Some(daemon) => Ok((daemon, telling)),
+                None => {
+                    drop(telling);
+                    be_daemon(flags, listener, told)
+                }
             }
-            Ok((command.spawn()?, telling))
         };
         // Without a daemon nobody will ever serve this socket.
-        let (child, telling) = spawn().inspect_err(|_| socket.remove())?;
+        let (daemon, telling) = fork().inspect_err(|_| socket.remove())?;
         let mut spawned = Self {
-            child,
+            daemon,
             socket,
             telling,
         };
-        let placed = set_cgroup_and_oom_score(spawned.child.id(), &options.shim_cgroup)
+        let placed = set_cgroup_and_oom_score(daemon.as_raw() as u32, &options.shim_cgroup)
             .map_err(io::Error::other)
             .and_then(|()| spawned.telling.write_all(&PLACED));
         match placed {
@@ -224,9 +221,28 @@ impl Spawned {
     }
 
     /// Ends it, and removes its socket whoever has that open still.
-    fn end(mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    fn end(self) {
+        let _ = kill(self.daemon, Signal::SIGKILL);
+        let _ = waitpid(self.daemon, None);
         self.socket.remove();
+    }
+}
+
+/// Goes on as the daemon: with `listener` as stdin and `told` as stdout, away from the signals to
+/// containerd's process group, and to others a process that is no `start`.
+fn be_daemon(flags: &Flags, listener: UnixListener, told: io::PipeReader) -> ! {
+    let prepare = move || -> io::Result<()> {
+        rustix::stdio::dup2_stdin(listener)?;
+        rustix::stdio::dup2_stdout(told)?;
+        rustix::stdio::dup2_stderr(File::options().write(true).open("/dev/null")?)?;
+        setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+        container::hide_last_argument(START)
+    };
+    match prepare().and_then(|()| serve(flags)) {
+        Ok(()) => exit(0),
+        Err(error) => {
+            log::error!("the shim's daemon ends: {error}");
+            exit(1)
+        }
     }
 }
