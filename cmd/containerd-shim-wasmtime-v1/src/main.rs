@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         .and_then(|flags| match flags.action.as_str() {
             _ if flags.version => task::print_version(),
             _ if flags.info => task::print_info(),
-            task::START => task::start(&flags),
+            "start" => task::start(&flags),
             "delete" => task::delete(&flags),
             // Not for people either: the shim puts itself between a container and its hook.
             container::HOOK_ACTION => container::run_hook(&hook_args()),

@@ -5,15 +5,19 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::rc::Rc;
 
 use libcgroups::v2::devices::controller::Devices;
-use libcontainer::container::Container;
+use libcontainer::config::YoukiConfig;
 use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
+use libcontainer::hooks::run_hooks;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setfsgid, setfsuid};
+use oci_spec::runtime::Hook;
 use pathrs::Root;
 
 use crate::adapt::{Apart, adapt};
@@ -246,7 +250,13 @@ pub(crate) fn delete(target: &Target) -> Result<(), String> {
     if !folder.exists() {
         return Ok(());
     }
-    let deleted = Container::load(folder.clone()).and_then(|mut container| container.delete(true));
+    let deleted = Container::load(folder.clone()).and_then(|mut container| {
+        container.refresh_status()?;
+        match Plain::of(&container, &folder) {
+            Some(plain) => plain.free(&container),
+            None => container.delete(true),
+        }
+    });
     let result = match deleted {
         Ok(()) => Ok(()),
         // The runtime spec has failing poststop hooks logged and the deletion go on.
@@ -262,6 +272,49 @@ pub(crate) fn delete(target: &Target) -> Result<(), String> {
             folder.display()
         )),
         _ => result,
+    }
+}
+
+/// What is left of a container that has ended, where that is a cgroup and perhaps hooks: as nearly
+/// always. libcontainer looks through /proc/self/mountinfo and /proc/self/cgroup once more for every
+/// controller of cgroup v1, which takes longer than to remove the cgroup.
+struct Plain {
+    cgroup: Cgroup,
+    hooks: Option<Vec<Hook>>,
+}
+
+impl Plain {
+    /// What is left of `container`, whose state is in `folder`; nothing where there may be more.
+    fn of(container: &Container, folder: &Path) -> Option<Self> {
+        let state = &container.state;
+        let more = [&state.intel_rdt_dir, &state.intel_rdt_monitoring_dir]
+            .into_iter()
+            .any(Option::is_some)
+            || state.clean_up_intel_rdt_subdirectory == Some(true)
+            // It has a unit to be stopped.
+            || container.systemd();
+        if more || container.status() != ContainerStatus::Stopped {
+            return None;
+        }
+        let config = YoukiConfig::load(folder).ok()?;
+        Some(Self {
+            cgroup: Cgroup::at(&config.cgroup_path, false).ok()?,
+            hooks: config.hooks.and_then(|hooks| hooks.poststop().clone()),
+        })
+    }
+
+    /// Frees it, as [`Container::delete`] does, but for the state.
+    fn free(&self, container: &Container) -> Result<(), LibcontainerError> {
+        let removed = self.cgroup.remove();
+        removed.map_err(|error| LibcontainerError::Other(error.to_string()))?;
+        run_hooks(
+            self.hooks.as_ref(),
+            Some(&container.state),
+            None,
+            None,
+            None,
+        )?;
+        Ok(())
     }
 }
 

@@ -48,5 +48,5 @@ pub use orphan::{Orphan, delete_orphan};
 pub use pod::{Pod, PodInit};
 pub use reaper::{Exit, Reaper};
 pub use stdio::{Console, Logging, ProcessStdio, Stdio, StdioError, StdioPaths};
-pub use sys::{close_inherited, fork_single_threaded, hide_last_argument, stdio_from_null};
+pub use sys::{close_inherited, fork_single_threaded, set_arguments, stdio_from_null};
 pub use zygote::{Create, Target, ZYGOTE_ACTION, Zygote, clone_zygote, run_zygote};

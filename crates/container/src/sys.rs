@@ -30,11 +30,12 @@ pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
     }
 }
 
-/// Takes `argument`, the process's last, off the arguments that others see (proc_pid_cmdline(5)).
+/// Gives the process other arguments in the eyes of others (proc_pid_cmdline(5)); its own are not to be
+/// asked for after that.
 ///
 /// # Errors
-/// When it is not the last one, or /proc cannot be read.
-pub fn hide_last_argument(argument: &str) -> io::Result<()> {
+/// When they take more room than those it was started with, or /proc cannot be read.
+pub fn set_arguments<'a>(arguments: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     // arg_start and arg_end are the 48th and 49th fields, the 46th and 47th after the name, which may
     // have any characters (proc_pid_stat(5)).
@@ -43,22 +44,26 @@ pub fn hide_last_argument(argument: &str) -> io::Result<()> {
     let (Some(start), Some(end)): (Option<usize>, Option<usize>) = (ends.next(), ends.next())
     else {
         return Err(io::Error::other(
-            "/proc/self/stat lacks the arguments' place",
+            "/proc/self/stat does not tell where the arguments are",
         ));
     };
-    let length = argument.len() + 1;
-    if start == 0 || end.saturating_sub(start) < length {
-        return Err(io::Error::other("the process has fewer arguments"));
+    let mut line = Vec::new();
+    for argument in arguments {
+        line.extend_from_slice(argument.as_bytes());
+        line.push(0);
+    }
+    let room = end.saturating_sub(start);
+    if start == 0 || line.len() > room {
+        return Err(io::Error::other(format!(
+            "the arguments have room for {room} bytes, and take {}",
+            line.len()
+        )));
     }
     // SAFETY: the kernel has laid the arguments out there, on the first thread's stack, where they stay
     // mapped and writable; nothing borrows them, as the standard library copies what it hands out.
-    let last = unsafe { std::slice::from_raw_parts_mut((end - length) as *mut u8, length) };
-    if last != [argument.as_bytes(), b"\0"].concat() {
-        return Err(io::Error::other(format!(
-            "the last argument is not {argument}"
-        )));
-    }
-    last.fill(0);
+    let arguments = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, room) };
+    arguments.fill(0);
+    arguments[..line.len()].copy_from_slice(&line);
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use pathrs::procfs::ProcfsHandle;
 use rustix::net::sockopt::socket_peercred;
 use serde::{Deserialize, Serialize};
 
@@ -163,6 +164,9 @@ where
     let _ = prctl::set_name(c"lighter-zygote");
     // Who has made the pair of sockets.
     let daemon = Pid::from_raw(socket_peercred(&socket)?.pid.as_raw_pid());
+    // libcontainer reads /proc through a mount of its own, which the library keeps: made here it is
+    // made, and taken down, once, not in every helper. Without it they make theirs.
+    let _ = ProcfsHandle::new();
     serve(socket, daemon, guests());
     Ok(())
 }

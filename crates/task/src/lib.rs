@@ -33,7 +33,7 @@ mod task;
 pub use delete::delete;
 pub use info::{print_info, print_version};
 pub use serve::zygote;
-pub use start::{START, start};
+pub use start::start;
 
 /// The runtime's name, as containerd's users write it.
 pub const RUNTIME: &str = "io.containerd.wasmtime.v1";

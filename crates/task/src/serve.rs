@@ -40,13 +40,30 @@ const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 /// How long the last events may take to be handed over.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// Serves until containerd shuts the daemon down. stdin is the listening socket, which
+/// The arguments by which people and programs know the daemon of `flags`, the program's name first.
+pub(crate) fn arguments(flags: &Flags) -> Vec<String> {
+    let name = env::args_os().next().unwrap_or_default();
+    let mut arguments = vec![name.to_string_lossy().into_owned()];
+    for (name, value) in [
+        ("-namespace", &flags.namespace),
+        ("-id", &flags.id),
+        ("-address", &flags.address),
+    ] {
+        if !value.is_empty() {
+            arguments.extend([name.to_owned(), value.clone()]);
+        }
+    }
+    arguments.extend(flags.debug.then(|| "-debug".to_owned()));
+    arguments
+}
+
+/// Serves until containerd shuts the daemon down, with these `arguments`. stdin is the listening socket, which
 /// [`start`](crate::start) has made; the descriptor of stdout is where that says that containerd
 /// knows of it.
 ///
 /// # Errors
 /// What keeps the daemon from serving.
-pub(crate) fn serve(flags: &Flags) -> io::Result<()> {
+pub(crate) fn serve(flags: &Flags, arguments: Vec<String>) -> io::Result<()> {
     container::close_inherited();
     let log = OpenOptions::new().write(true).open("log").ok();
     log_to(log.as_ref(), flags)?;
@@ -64,7 +81,7 @@ pub(crate) fn serve(flags: &Flags) -> io::Result<()> {
         .enable_all()
         .thread_keep_alive(Duration::from_secs(1))
         .build()?;
-    let successor = successor(flags, &file, log)?;
+    let successor = successor(arguments, &file, log);
     let ended = runtime.block_on(run(flags, zygote, successor, listener, is_wanted));
     // A module that is being compiled for nobody ends with the daemon, and is not waited for.
     runtime.shutdown_background();
@@ -73,30 +90,20 @@ pub(crate) fn serve(flags: &Flags) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes commands that start a zygote in the place of one that died, with what of the daemon's flags
-/// matters to it, the daemon's socket, and its log as stdout. See [`zygote`].
+/// Makes commands that start a zygote in the place of one that died, with the daemon's `arguments`, its
+/// socket, and its log as stdout. See [`zygote`].
 fn successor(
-    flags: &Flags,
+    arguments: Vec<String>,
     socket: &SocketFile,
     log: Option<File>,
-) -> io::Result<impl Fn() -> io::Result<Command> + Send + Sync + 'static + use<>> {
-    let name = env::args_os()
-        .next()
-        .ok_or_else(|| io::Error::other("the shim was started without a name"))?;
-    let flag = |name: &str, value: &str| [name.to_owned(), value.to_owned()];
-    let args = [
-        flag("-namespace", &flags.namespace),
-        flag("-id", &flags.id),
-        flag("-address", &flags.address),
-    ];
-    let debug = flags.debug.then_some("-debug");
+) -> impl Fn() -> io::Result<Command> + Send + Sync + use<> {
     let socket = socket.path().to_owned();
-    Ok(move || {
+    move || {
         let mut command = Command::new("/proc/self/exe");
+        if let Some((name, arguments)) = arguments.split_first() {
+            command.arg0(name).args(arguments);
+        }
         command
-            .arg0(&name)
-            .args(args.as_flattened())
-            .args(debug)
             .arg("-socket")
             .arg(&socket)
             .arg(ZYGOTE_ACTION)
@@ -106,7 +113,7 @@ fn successor(
             None => command.stdout(Stdio::null()),
         };
         Ok(command)
-    })
+    }
 }
 
 /// The action of a zygote that the daemon starts in the place of one that died: stdin is the

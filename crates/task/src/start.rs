@@ -20,16 +20,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionread;
 use serde::Deserialize;
 
-use crate::serve::serve;
+use crate::serve::{arguments, serve};
 use crate::settings::Options;
 use crate::socket::{SocketFile, listen, socket_path};
 
 /// The task service's name for containerd 2 and for the ones before.
 pub(crate) const TASK_V3: &str = "containerd.task.v3.Task";
 pub(crate) const TASK_V2: &str = "containerd.task.v2.Task";
-
-/// The name of this action, containerd's last argument.
-pub const START: &str = "start";
 
 /// The annotations that put containers into one daemon, the first that is there: the runc shim's
 /// own, and the pod's, which CRI sets.
@@ -231,14 +228,15 @@ impl Spawned {
 /// Goes on as the daemon: with `listener` as stdin and `told` as stdout, away from the signals to
 /// containerd's process group, and to others a process that is no `start`.
 fn be_daemon(flags: &Flags, listener: UnixListener, told: io::PipeReader) -> ! {
-    let prepare = move || -> io::Result<()> {
+    let arguments = arguments(flags);
+    let prepare = || -> io::Result<()> {
         rustix::stdio::dup2_stdin(listener)?;
         rustix::stdio::dup2_stdout(told)?;
         rustix::stdio::dup2_stderr(File::options().write(true).open("/dev/null")?)?;
         setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-        container::hide_last_argument(START)
+        container::set_arguments(arguments.iter().map(String::as_str))
     };
-    match prepare().and_then(|()| serve(flags)) {
+    match prepare().and_then(|()| serve(flags, arguments)) {
         Ok(()) => exit(0),
         Err(error) => {
             log::error!("the shim's daemon ends: {error}");
