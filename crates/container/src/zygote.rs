@@ -26,7 +26,7 @@ use crate::message::{self, AsyncSocket};
 use crate::orphan::Orphan;
 use crate::pod::Pod;
 use crate::rootfs::Mount;
-use crate::{helper, sys};
+use crate::{helper, limit, sys};
 
 /// Which container, and where libcontainer keeps its state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -214,7 +214,8 @@ impl Zygote {
             let start = || -> io::Result<AsyncSocket> {
                 let (ours, theirs) = message::pair()?;
                 // The reaper waits for it.
-                (self.successor)()?.stdin(theirs).spawn()?;
+                let successor = (self.successor)()?.stdin(theirs).spawn()?;
+                limit::restore(successor.id());
                 AsyncSocket::new(ours)
             };
             let started = start().map_err(|error| {
