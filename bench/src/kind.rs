@@ -1,7 +1,9 @@
 //! The kinds of container that are compared.
 
 use anyhow::Result;
-use lighter_test::{Builder, Container, Containerd, RUNC, Rootfs, WASMTIME, module, options::RuntimeOptions};
+use lighter_test::{
+    Builder, Container, Containerd, RUNC, Rootfs, WASMTIME, module, options::RuntimeOptions,
+};
 
 /// A kind of container: what it runs, and under which shim.
 #[derive(Clone, Copy)]

@@ -200,7 +200,14 @@ impl Display for Scale {
         for curve in &self.curves {
             writeln!(f, "\n{}: one of so many idle containers", curve.kind)?;
             let columns = [
-                "start ms", "p99", "state ms", "PSS kB", "private", "processes", "threads", "most",
+                "start ms",
+                "p99",
+                "state ms",
+                "PSS kB",
+                "private",
+                "processes",
+                "threads",
+                "most",
                 "files",
             ];
             write!(f, "  {:>10}", "containers")?;
@@ -227,8 +234,13 @@ impl Display for Scale {
             let Figures { median, p99, .. } = curve.stop;
             writeln!(f, "  stopped and deleted in {median:.1} ms, p99 {p99:.1}")?;
         }
-        writeln!(f, "\nguarantees (SPECIFICATION.md): the last row as a share of the second")?;
-        self.promises.iter().try_for_each(|promise| write!(f, "{promise}"))
+        writeln!(
+            f,
+            "\nguarantees (SPECIFICATION.md): the last row as a share of the second"
+        )?;
+        self.promises
+            .iter()
+            .try_for_each(|promise| write!(f, "{promise}"))
     }
 }
 

@@ -50,5 +50,5 @@ pub use orphan::{Orphan, delete_orphan};
 pub use pod::{Pod, PodInit};
 pub use reaper::{Exit, Reaper};
 pub use stdio::{Console, Logging, ProcessStdio, Stdio, StdioError, StdioPaths};
-pub use sys::{close_inherited, stdio_from_null};
+pub use sys::{close_inherited, share_arena, stdio_from_null, trim_memory};
 pub use zygote::{Create, Target, ZYGOTE_ACTION, Zygote, clone_zygote, run_zygote};

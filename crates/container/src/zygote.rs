@@ -26,7 +26,7 @@ use crate::message::{self, AsyncSocket};
 use crate::orphan::Orphan;
 use crate::pod::Pod;
 use crate::rootfs::Mount;
-use crate::{helper, limit, sys};
+use crate::{cgroup, helper, limit, sys};
 
 /// Which container, and where libcontainer keeps its state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -163,7 +163,10 @@ where
     let _ = prctl::set_name(c"lighter-zygote");
     // Who has made the pair of sockets.
     let daemon = Pid::from_raw(socket_peercred(&socket)?.pid.as_raw_pid());
-    serve(socket, daemon, guests());
+    let guests = guests();
+    // Known to all that it clones.
+    cgroup::look_for_mounts();
+    serve(socket, daemon, guests);
     Ok(())
 }
 

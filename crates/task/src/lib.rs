@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod calm;
 mod daemon;
 mod delete;
 mod departure;

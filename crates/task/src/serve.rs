@@ -72,6 +72,7 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
     // The one moment at which there is one thread and nothing open but stdio and the log.
     let zygote = container::clone_zygote(guests_of_zygote, move || left.remove())?;
     container::raise_descriptor_limit();
+    container::share_arena();
     container::cgroup::expect_move();
     let listener = listener()?;
     let is_wanted = io::stdout().as_fd().try_clone_to_owned()?;

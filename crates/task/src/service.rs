@@ -22,6 +22,7 @@ use containerd_shim::{TtrpcContext, TtrpcResult};
 use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
+use crate::calm::Calm;
 use crate::daemon::Daemon;
 use crate::departure::Departure;
 use crate::error::Error;
@@ -37,6 +38,7 @@ pub struct Service {
     daemon: Arc<Daemon>,
     tasks: Arc<Mutex<HashMap<String, Slot>>>,
     departure: Arc<Departure>,
+    calm: Calm,
 }
 
 /// A task's place: taken from the moment its create begins, so that an id is never used twice.
@@ -60,12 +62,13 @@ struct Creating {
 }
 
 impl Service {
-    /// A service without tasks. `departure` is told when containerd wants no more of it.
+    /// A service without tasks, in the running tokio runtime. `departure` is told when containerd wants no more of it.
     pub fn new(daemon: Arc<Daemon>, departure: Arc<Departure>) -> Self {
         Self {
             daemon,
             tasks: Arc::default(),
             departure,
+            calm: Calm::start(),
         }
     }
 
@@ -145,6 +148,7 @@ impl Service {
         creating: Creating,
     ) -> Result<Arc<Task>, Error> {
         let _settled_at_the_end = creating.settled.drop_guard();
+        self.calm.disturb();
         self.daemon.logs.add(request.bundle.as_ref());
         let made = Task::create(&self.daemon, request, &creating.given_up).await;
         let made = match made {
@@ -244,6 +248,7 @@ impl containerd_shim::Task for Service {
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
+        self.calm.disturb();
         let started = match self.process(&request.id, &request.exec_id)? {
             Process::Init(task) => task.start(&self.daemon).await,
             Process::Exec(_, exec) => exec.start(&self.daemon).await,
@@ -315,6 +320,7 @@ impl containerd_shim::Task for Service {
         _: &TtrpcContext,
         request: DeleteRequest,
     ) -> TtrpcResult<DeleteResponse> {
+        self.calm.disturb();
         for creating in self.creating(Some(&request.id)) {
             creating.given_up.cancel();
             creating.settled.cancelled().await;
