@@ -64,6 +64,13 @@ bench: build ## measure beside runc and wasmtime (as root)
 	test/setup/peers
 	$(RELEASE)/lighter-bench --output $(TARGET)/bench
 
+.PHONY: scale
+scale: build ## measure up to a thousand idle containers (as root)
+	test/setup/engines containerd-2.1
+	test/setup/guests
+	test/setup/peers
+	ulimit -n $$(ulimit -H -n) && $(RELEASE)/lighter-bench --scale 1000 --output $(TARGET)/bench
+
 .PHONY: lint
 lint: ## check format and style
 	@test/setup/build

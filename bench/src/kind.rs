@@ -1,7 +1,9 @@
 //! The kinds of container that are compared.
 
 use anyhow::Result;
-use lighter_test::{Builder, Containerd, RUNC, Rootfs, WASMTIME, module};
+use lighter_test::{
+    Builder, Container, Containerd, RUNC, Rootfs, WASMTIME, module, options::RuntimeOptions,
+};
 
 /// A kind of container: what it runs, and under which shim.
 #[derive(Clone, Copy)]
@@ -10,6 +12,8 @@ pub struct Kind {
     pub name: &'static str,
     runtime: &'static str,
     args: &'static [&'static str],
+    /// The shim's settings.
+    settings: &'static str,
 }
 
 /// The model, which every other kind is compared with.
@@ -21,42 +25,60 @@ pub const BRIEF: [Kind; 4] = [
         name: MODEL,
         runtime: RUNC,
         args: &["/bin/true"],
+        settings: "",
     },
     Kind {
         name: "linux",
         runtime: WASMTIME,
         args: &["/bin/true"],
+        settings: "",
     },
     Kind {
         name: "wasm",
         runtime: WASMTIME,
         args: &["/hello.wasm"],
+        settings: "",
     },
     Kind {
         name: "wasm-tiny",
         runtime: WASMTIME,
         args: &["/tiny.wasm"],
+        settings: "",
     },
 ];
 
 /// Kinds that wait until they are killed, for measuring memory.
-pub const IDLE: [Kind; 3] = [
+pub const IDLE: [Kind; 4] = [
     Kind {
         name: MODEL,
         runtime: RUNC,
         args: &["/bin/sleep", "86400"],
+        settings: "",
     },
     Kind {
         name: "linux",
         runtime: WASMTIME,
         args: &["/bin/sleep", "86400"],
+        settings: "",
     },
-    Kind {
-        name: "wasm",
-        runtime: WASMTIME,
-        args: &["/tool.wasm", "sleep", "86400"],
-    },
+    ALONE,
+    GROUPED,
 ];
+
+/// Idle guests, each with a daemon of its own.
+pub const ALONE: Kind = Kind {
+    name: "wasm",
+    runtime: WASMTIME,
+    args: &["/tool.wasm", "sleep", "86400"],
+    settings: "",
+};
+
+/// Idle guests in one daemon.
+pub const GROUPED: Kind = Kind {
+    name: "wasm-grouped",
+    settings: "group_by = 'namespace'",
+    ..ALONE
+};
 
 /// What all of them start from.
 ///
@@ -71,11 +93,24 @@ pub fn rootfs() -> Result<Rootfs> {
 }
 
 impl Kind {
+    /// What the processes of the shim have in their arguments that serve `container`: its id, or its
+    /// group's.
+    pub fn group<'a>(&self, container: &'a Container) -> &'a str {
+        match self.settings {
+            "" => container.id(),
+            _ => "*",
+        }
+    }
+
     /// Begins a container of this kind.
     pub fn container<'a>(&self, engine: &'a Containerd, rootfs: &Rootfs) -> Builder<'a> {
-        engine
+        let builder = engine
             .container(rootfs)
             .runtime(self.runtime)
-            .args(self.args)
+            .args(self.args);
+        match self.settings {
+            "" => builder,
+            settings => builder.options(RuntimeOptions::body(settings)),
+        }
     }
 }

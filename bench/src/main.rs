@@ -15,6 +15,7 @@ mod plot;
 mod promise;
 mod python;
 mod report;
+mod scale;
 mod wasmtime;
 
 use std::fs;
@@ -37,7 +38,11 @@ struct Options {
     /// How many idle containers of each kind are held at once
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     idle: u32,
-    /// Also write all figures to FOLDER/figures.json, and a picture of the lives to FOLDER/life.svg
+    /// Measure instead how costs grow with the number of containers, up to so many
+    #[arg(long, value_name = "CONTAINERS", value_parser = clap::value_parser!(u32).range(10..))]
+    scale: Option<u32>,
+    /// Also write all figures to FOLDER/figures.json, and a picture of the lives to FOLDER/life.svg;
+    /// with --scale, to FOLDER/scale.json
     #[arg(long, value_name = "FOLDER")]
     output: Option<PathBuf>,
 }
@@ -84,6 +89,14 @@ fn run(options: &Options) -> Result<bool> {
     let rootfs = kind::rootfs()?;
     eprintln!("warming up");
     life::warm_up(&engine, &rootfs)?;
+    if let Some(most) = options.scale {
+        let scale = scale::measure(&engine, &rootfs, machine, most)?;
+        print!("{scale}");
+        if let Some(folder) = &options.output {
+            write(folder, "scale.json", &serde_json::to_vec_pretty(&scale)?)?;
+        }
+        return Ok(scale.promises.iter().all(|promise| promise.kept));
+    }
     eprintln!("{} lives of each kind, one at a time", options.rounds);
     let alone = life::alone(&engine, &rootfs, options.rounds)?;
     eprintln!(

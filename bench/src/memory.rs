@@ -13,7 +13,7 @@ use crate::kind::Kind;
 
 /// How long the containers are left alone before they are looked at: threads that serve only for
 /// a moment have gone by then.
-const REST: Duration = Duration::from_secs(5);
+pub const REST: Duration = Duration::from_secs(5);
 
 /// What an idle container of one kind takes, on the average of all that were held at once.
 #[derive(Serialize)]
@@ -55,11 +55,13 @@ pub fn idle(engine: &Containerd, rootfs: &Rootfs, kind: Kind, count: u32) -> Res
         threads: 0.0,
         parts: BTreeMap::new(),
     };
+    let mut pids = BTreeSet::new();
     for container in &held {
-        for pid in processes(container)? {
-            sum.add(pid, 1.0 / f64::from(count))
-                .with_context(|| format!("look at process {pid} of {}", container.id()))?;
-        }
+        pids.extend(processes(kind.group(container), container)?);
+    }
+    for pid in pids {
+        sum.add(pid, 1.0 / f64::from(count))
+            .with_context(|| format!("look at process {pid}"))?;
     }
     for container in held {
         container.kill(nix::sys::signal::Signal::SIGKILL)?;
@@ -68,12 +70,12 @@ pub fn idle(engine: &Containerd, rootfs: &Rootfs, kind: Kind, count: u32) -> Res
     Ok(sum)
 }
 
-/// The shim's processes and the container's.
+/// The shim's processes that have the id `group` in their arguments, and the container's.
 ///
 /// # Errors
 /// containerd does not tell the container's.
-pub fn processes(container: &Container) -> Result<BTreeSet<u32>> {
-    let shims = container.engine().shims_of(container.id());
+pub fn processes(group: &str, container: &Container) -> Result<BTreeSet<u32>> {
+    let shims = container.engine().shims_of(group);
     let mut pids: BTreeSet<u32> = shims.into_iter().collect();
     pids.extend(container.pids()?);
     Ok(pids)
@@ -107,7 +109,10 @@ impl Idle {
 }
 
 /// The number in the line `NAME:   NUMBER` of a file of /proc/PID, proc(5).
-fn field(text: &str, name: &str) -> Result<f64> {
+///
+/// # Errors
+/// There is no such line.
+pub fn field(text: &str, name: &str) -> Result<f64> {
     let value = text
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))

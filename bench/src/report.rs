@@ -71,14 +71,7 @@ impl Display for Report {
             "\nguarantees (SPECIFICATION.md), as shares of the model's"
         )?;
         for promise in &self.promises {
-            let Promise {
-                name,
-                ratio,
-                bound,
-                kept,
-            } = promise;
-            let verdict = if *kept { "kept" } else { "BROKEN" };
-            writeln!(f, "  {name:24} {ratio:6.3}  bound {bound:5.3}  {verdict}")?;
+            write!(f, "{promise}")?;
         }
         Ok(())
     }

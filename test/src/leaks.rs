@@ -101,6 +101,12 @@ impl Containerd {
         open_files(self.pid()?)
     }
 
+    /// All processes that serve this daemon's containers, the inits of guests included, which are
+    /// clones of their shims.
+    pub fn shim_processes(&self) -> Vec<u32> {
+        self.shims().into_iter().map(|(pid, _)| pid).collect()
+    }
+
     /// Processes that were started to serve this daemon's containers.
     fn shims(&self) -> Vec<(u32, Vec<String>)> {
         let address = self.socket().display().to_string();

@@ -15,6 +15,7 @@ each_containerd!(
     hook_that_takes_too_long,
     hooks_of_the_end_cannot_fail_it,
     environment_and_arguments,
+    later_hooks_see_the_files,
 );
 
 const PROGRAMS: [(&str, [&str; 3]); 3] = [
@@ -31,6 +32,37 @@ fn saving(folder: &Path, name: &str) -> Value {
         "path": "/bin/sh",
         "args": ["sh", "-c", format!("cat > {folder}/{name}.json; echo {name} >> {folder}/order")],
     })
+}
+
+/// Hooks of the host that come when the container is there find its files where the bundle has them.
+fn later_hooks_see_the_files(engine: &Containerd) -> Result<()> {
+    for (runtime, args) in PROGRAMS {
+        for points in [
+            &["poststart", "poststop"][..],
+            &["poststart"],
+            &["poststop"],
+        ] {
+            let folder = tempfile::tempdir_in(engine.folder())?;
+            let seen = folder.path().join("seen");
+            let mut builder = engine
+                .container(&Rootfs::guests()?)
+                .runtime(runtime)
+                .args(args);
+            let bundles = engine.state().join("io.containerd.runtime.v2.task");
+            let bundle = bundles.join(engine.namespace()).join(builder.get_id());
+            for point in points {
+                let (guest, seen) = (bundle.join("rootfs/tool.wasm"), seen.display());
+                let script = format!("test -e {} && echo {point} >> {seen}", guest.display());
+                let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+                builder = builder.hook(point, hook);
+            }
+            assert_eq!(builder.run()?.status, 5);
+            let seen = fs::read_to_string(&seen).unwrap_or_default();
+            let seen: Vec<&str> = seen.lines().collect();
+            assert_eq!(seen, points, "{runtime} {args:?}");
+        }
+    }
+    Ok(())
 }
 
 fn state(folder: &Path, name: &str) -> Result<Value> {

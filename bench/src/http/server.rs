@@ -156,7 +156,7 @@ impl<'a> Server<'a> {
     /// One of them cannot be looked at.
     pub fn memory(&self) -> Result<f64> {
         let pids = match &self.held {
-            Held::Container(container) => memory::processes(container)?,
+            Held::Container(container) => memory::processes(container.id(), container)?,
             Held::Process(process) => BTreeSet::from([process.0.id()]),
         };
         pids.into_iter().map(memory::pss).sum()

@@ -15,7 +15,7 @@ use pathrs::flags::OpenFlags;
 use crate::bundle::Bundle;
 use crate::holder::Holder;
 use crate::zygote::Create;
-use crate::{binds, home, hooks, pod, users};
+use crate::{binds, cgroup, home, hooks, pod, users};
 
 /// What libcontainer cannot take from the configuration.
 pub(crate) struct Apart {
@@ -178,17 +178,10 @@ fn read_only_cgroups(spec: &mut Spec, hierarchies: &[PathBuf]) {
 
 /// The names of the folders on which the machine has v1 hierarchies.
 fn v1_hierarchies() -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().filter_map(v1_hierarchy).collect()
-}
-
-/// The name of the folder of a line of mountinfo (proc_pid_mountinfo(5)), if it is of type cgroup.
-fn v1_hierarchy(line: &str) -> Option<PathBuf> {
-    let (mount, source) = line.split_once(" - ")?;
-    let point = mount.split(' ').nth(4)?;
-    (source.split(' ').next() == Some("cgroup"))
-        .then(|| Path::new(point).file_name().map(PathBuf::from))
-        .flatten()
+    let points = cgroup::v1_mount_points().into_iter();
+    points
+        .filter_map(|point| point.file_name().map(PathBuf::from))
+        .collect()
 }
 
 /// On cgroup v2 swap is counted apart from memory, so a limit of memory and swap together that is
@@ -331,14 +324,6 @@ mod tests {
             json!(["/proc/bus", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/memory"])
         );
         assert_eq!(paths(json!(["rw"])), json!(["/proc/bus"]));
-    }
-
-    #[test]
-    fn hierarchies_are_told_by_their_type() {
-        let v1 = "30 25 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu";
-        assert_eq!(v1_hierarchy(v1), Some("cpu".into()));
-        let v2 = "31 25 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
-        assert_eq!(v1_hierarchy(v2), None);
     }
 
     #[test]

@@ -96,6 +96,7 @@ fn create(
     let captured = capture::start().map_err(|error| error.to_string())?;
     let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
     rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
+    let is_needed_outside = request.mounts.is_empty() || is_needed_outside(&bundle);
     let launcher = Launcher::new(guests, request.guest.clone(), daemon, reply_to);
     let build = |start_hooks| -> Result<Container, LibcontainerError> {
         fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
@@ -151,12 +152,24 @@ fn create(
             Err(leftover) => format!("{reason}; and {leftover}"),
         })
     });
-    if finished.is_err()
+    if (finished.is_err() || !is_needed_outside)
         && let Err(leftover) = rootfs::unmount(&bundle.mount_point)
     {
         log::warn!("{leftover}");
     }
     finished
+}
+
+/// Whether somebody on the host is to see the root file system of a container that has been created.
+/// Nobody else needs it: the container has mounts of its own. With each mount that the host has, all
+/// containers to come take longer, as each begins with a copy of them and libcontainer reads through
+/// their list.
+fn is_needed_outside(bundle: &Bundle) -> bool {
+    let hooks = bundle.spec.hooks().as_ref();
+    hooks.is_some_and(|hooks| {
+        let later = [hooks.poststart(), hooks.poststop()];
+        later.into_iter().flatten().any(|hooks| !hooks.is_empty())
+    })
 }
 
 /// Restores a container from a checkpoint; returns its init's pid.

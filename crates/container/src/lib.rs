@@ -23,6 +23,7 @@ mod home;
 mod hooks;
 mod idmap;
 mod init;
+mod limit;
 mod memory;
 mod message;
 mod orphan;
@@ -43,10 +44,13 @@ pub use exec::Exec;
 pub use features::features;
 pub use guest::{Guest, Guests, Invocation};
 pub use hooks::{HOOK_ACTION, run_hook};
+pub use limit::raise_descriptor_limit;
 pub use memory::OomKills;
 pub use orphan::{Orphan, delete_orphan};
 pub use pod::{Pod, PodInit};
 pub use reaper::{Exit, Reaper};
 pub use stdio::{Console, Logging, ProcessStdio, Stdio, StdioError, StdioPaths};
-pub use sys::{close_inherited, fork_single_threaded, set_arguments, stdio_from_null};
+pub use sys::{
+    close_inherited, fork_single_threaded, set_arguments, share_arena, stdio_from_null, trim_memory,
+};
 pub use zygote::{Create, Target, ZYGOTE_ACTION, Zygote, clone_zygote, run_zygote};

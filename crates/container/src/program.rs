@@ -137,6 +137,8 @@ impl Launcher {
         shims: Vec<RawFd>,
     ) -> Result<Program, String> {
         let guest = self.guests.load(artifact, function, &self.settings)?;
+        // A waiting container, and an idle guest, is to take no more than it needs.
+        sys::trim_memory();
         Ok(Program::Guest(guest, shims))
     }
 
@@ -193,6 +195,7 @@ impl Launcher {
         // from the artifact when they are made.
         log::set_max_level(log::LevelFilter::Off);
         sys::close_descriptors(shims, self.daemon.as_fd());
+        sys::trim_stack();
         let code = guest.run(invocation, &mut |started| {
             self.tell(match started {
                 Ok(()) => FromInit::Started,

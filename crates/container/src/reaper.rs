@@ -18,8 +18,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// How many exits nobody has asked for yet are remembered: a child may exit before its pid has
-/// travelled to whoever will ask.
-const REMEMBERED: usize = 256;
+/// travelled to whoever will ask. A create leaves three that nobody asks for, and there may be a
+/// thousand creates at once.
+const REMEMBERED: usize = 4096;
 
 /// How and when a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

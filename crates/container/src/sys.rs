@@ -1,5 +1,5 @@
 //! The system calls that no safe wrapper covers: cloning processes, closing descriptors wholesale,
-//! requests to terminals.
+//! requests to terminals, giving memory back.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -274,6 +274,73 @@ pub fn owning_user_namespace(file: BorrowedFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just opened this descriptor for the caller, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(owner) })
+}
+
+/// Gives back the memory that this process holds and does not use: what has been freed, and the
+/// program's own code and constants, which come back out of the page cache where they are used
+/// again. What runs for long takes a fraction of what it has been through to get there.
+pub fn trim_memory() {
+    // SAFETY: it touches only what the allocator knows to be free, under the allocator's locks.
+    unsafe { libc::malloc_trim(0) };
+    // SAFETY: the function takes what it is given, keeps none of it, and does not panic.
+    unsafe { libc::dl_iterate_phdr(Some(drop_program), std::ptr::null_mut()) };
+}
+
+/// Drops the pages of a loaded program or library that cannot have been written to.
+unsafe extern "C" fn drop_program(
+    info: *mut libc::dl_phdr_info,
+    _: libc::size_t,
+    _: *mut libc::c_void,
+) -> libc::c_int {
+    let page = page_size();
+    // SAFETY: dl_iterate_phdr(3) hands over a description that lives through this call.
+    let (base, headers) = unsafe {
+        let info = &*info;
+        let headers = std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into());
+        (info.dlpi_addr as usize, headers)
+    };
+    for header in headers {
+        if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
+            continue;
+        }
+        let begin = base.wrapping_add(header.p_vaddr as usize);
+        let end = begin.wrapping_add(header.p_memsz as usize);
+        let begin = begin / page * page;
+        // SAFETY: a segment of a loaded object, which is not writable: its pages are those of its
+        // file, and are read from there again. Where it is not (vDSO), the call fails.
+        unsafe { libc::madvise(begin as *mut _, end - begin, libc::MADV_DONTNEED) };
+    }
+    0
+}
+
+fn page_size() -> usize {
+    // SAFETY: it reads a number that does not change.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
+/// How much of the stack below the caller's frame [`trim_stack`] leaves, for its own calls and those
+/// that come at once; and how far it reaches.
+const STACK_KEPT: usize = 16 << 10;
+const STACK_REACH: usize = 512 << 10;
+
+/// Gives back what the process's first thread, which must be the caller, has used of its stack
+/// beyond where it is now.
+pub fn trim_stack() {
+    let here = 0u8;
+    let page = page_size();
+    let end = (&raw const here as usize - STACK_KEPT) / page * page;
+    let begin = end - STACK_REACH;
+    // SAFETY: what lies below the stack pointer belongs to no frame that is alive, and nothing but the
+    // stack is that near below it: the kernel keeps 128 MiB free there (mmap_base). Where the stack
+    // has not been that deep nothing is mapped, which is no harm.
+    unsafe { libc::madvise(begin as *mut _, STACK_REACH, libc::MADV_DONTNEED) };
+}
+
+/// Has the allocator serve all threads from one arena: those of the daemon take turns, and each
+/// arena keeps what it once had.
+pub fn share_arena() {
+    // SAFETY: it sets a number under the allocator's lock.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use crate::message::{self, AsyncSocket};
 use crate::orphan::Orphan;
 use crate::pod::Pod;
 use crate::rootfs::Mount;
-use crate::{helper, sys};
+use crate::{cgroup, helper, limit, sys};
 
 /// Which container, and where libcontainer keeps its state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -164,10 +164,13 @@ where
     let _ = prctl::set_name(c"lighter-zygote");
     // Who has made the pair of sockets.
     let daemon = Pid::from_raw(socket_peercred(&socket)?.pid.as_raw_pid());
+    let guests = guests();
+    // Known to all that it clones.
+    cgroup::look_for_mounts();
     // libcontainer reads /proc through a mount of its own, which the library keeps: made here it is
     // made, and taken down, once, not in every helper. Without it they make theirs.
     let _ = ProcfsHandle::new();
-    serve(socket, daemon, guests());
+    serve(socket, daemon, guests);
     Ok(())
 }
 
@@ -218,7 +221,8 @@ impl Zygote {
             let start = || -> io::Result<AsyncSocket> {
                 let (ours, theirs) = message::pair()?;
                 // The reaper waits for it.
-                (self.successor)()?.stdin(theirs).spawn()?;
+                let successor = (self.successor)()?.stdin(theirs).spawn()?;
+                limit::restore(successor.id());
                 AsyncSocket::new(ours)
             };
             let started = start().map_err(|error| {

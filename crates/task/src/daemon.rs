@@ -8,6 +8,7 @@ use container::{Bundle, Logging, Module, Reaper, Zygote};
 use crate::events::Publisher;
 use crate::guests::{Caches, Which};
 use crate::images::Images;
+use crate::logs::Logs;
 use crate::sandbox::Slot;
 use crate::settings::Options;
 
@@ -23,6 +24,8 @@ pub struct Daemon {
     pub caches: Caches,
     /// Guests that are no files.
     pub images: Images,
+    /// Where what all of it logs goes.
+    pub logs: Logs,
     /// containerd's namespace.
     pub namespace: String,
     /// The pod without a container of its own that the tasks belong to, if they do.

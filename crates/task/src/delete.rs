@@ -1,22 +1,33 @@
-//! The action `delete`: frees what a container left whose daemon is gone.
+//! The action `delete`: frees what a container left of which containerd has lost the daemon.
+//!
+//! containerd calls it whenever a connection to a daemon has ended, also after a delete that was in
+//! order. A daemon that is there may have others' containers, or this one, if containerd has given it
+//! up; then the daemon frees it.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use container::{Orphan, Target};
 use containerd_shim::Flags;
-use containerd_shim::api::DeleteResponse;
+use containerd_shim::api::{DeleteRequest, DeleteResponse, KillRequest, WaitRequest};
 use containerd_shim::protos::protobuf::{Message, MessageField};
+use containerd_shim::protos::shim_async::{Client, TaskClient};
+use containerd_shim::protos::ttrpc::context;
+use nix::sys::signal::Signal;
 
+use crate::group::{Group, GroupBy};
 use crate::memo::Memo;
 use crate::process::timestamp;
 use crate::socket::{self, socket_path};
-use crate::start::{ADDRESS_FILE, group};
+use crate::start::ADDRESS_FILE;
 
 /// The exit status of a container whose end nobody saw: that of SIGKILL, as in the runc shim.
 const KILLED: u32 = 128 + 9;
+
+/// How long a daemon may take to free a container; containerd gives all of this five seconds.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Frees what the container of `flags` left, and prints how it ended as a `DeleteResponse`.
 ///
@@ -26,6 +37,14 @@ const KILLED: u32 = 128 + 9;
 pub fn delete(flags: &Flags) -> io::Result<()> {
     let bundle = bundle_path(flags)?;
     let memo = Memo::read(&bundle);
+    let mut freed = None;
+    for socket in sockets(flags, &bundle) {
+        match socket::remove_dead(socket_path(&socket)) {
+            Ok(true) => freed = freed.or(have_freed(&socket, &flags.id)),
+            Ok(false) => {}
+            Err(error) => eprintln!("removing {socket}: {error}"),
+        }
+    }
     let orphan = Orphan {
         target: Target {
             id: flags.id.clone(),
@@ -37,17 +56,12 @@ pub fn delete(flags: &Flags) -> io::Result<()> {
     if let Err(error) = container::delete_orphan(&orphan) {
         eprintln!("freeing container {}: {error}", flags.id);
     }
-    for socket in sockets(flags, &bundle) {
-        if let Err(error) = socket::remove_dead(socket_path(&socket)) {
-            eprintln!("removing {socket}: {error}");
-        }
-    }
-    let response = DeleteResponse {
+    let response = freed.unwrap_or_else(|| DeleteResponse {
         pid: memo.pid,
         exit_status: KILLED,
         exited_at: MessageField::some(timestamp(SystemTime::now())),
         ..DeleteResponse::default()
-    };
+    });
     let bytes = response.write_to_bytes().map_err(io::Error::other)?;
     io::stdout().write_all(&bytes)
 }
@@ -63,10 +77,49 @@ fn bundle_path(flags: &Flags) -> io::Result<PathBuf> {
 
 /// Where the daemon that served `bundle` may have left its socket: as noted there, and as containerd
 /// names it (`SocketAddress` in its pkg/shim), since a daemon may be killed before anything is
-/// noted, and containerd may remove a bundle before it asks for this.
+/// noted, and containerd may remove a bundle before it asks for this. Nobody tells how its containers
+/// are grouped here.
 fn sockets(flags: &Flags, bundle: &Path) -> Vec<String> {
-    let named = group(&flags.id, bundle)
-        .map(|group| containerd_shim::socket_address(&flags.address, &flags.namespace, &group));
-    let noted = fs::read_to_string(bundle.join(ADDRESS_FILE));
-    [named, noted].into_iter().flatten().collect()
+    let noted = fs::read_to_string(bundle.join(ADDRESS_FILE)).ok();
+    let groups = [
+        Group::of(&flags.id, bundle, GroupBy::Container).ok(),
+        Some(Group::namespace()),
+    ];
+    let named = groups.into_iter().flatten().map(|group| {
+        containerd_shim::socket_address(&flags.address, &flags.namespace, &group.name)
+    });
+    let mut all: Vec<String> = noted.into_iter().collect();
+    for socket in named {
+        if !all.contains(&socket) {
+            all.push(socket);
+        }
+    }
+    all
+}
+
+/// Has the daemon at `socket` free the container `id`, if it has that; returns how it ended.
+fn have_freed(socket: &str, id: &str) -> Option<DeleteResponse> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .inspect_err(|error| eprintln!("asking the daemon at {socket}: {error}"))
+        .ok()?;
+    let freed = async {
+        let tasks = TaskClient::new(Client::connect(socket).await?);
+        let deadline = || context::with_duration(PATIENCE);
+        let mut kill = KillRequest::new();
+        kill.set_id(id.to_owned());
+        kill.set_signal(Signal::SIGKILL as u32);
+        kill.set_all(true);
+        tasks.kill(deadline(), &kill).await?;
+        let mut wait = WaitRequest::new();
+        wait.set_id(id.to_owned());
+        tasks.wait(deadline(), &wait).await?;
+        let mut delete = DeleteRequest::new();
+        delete.set_id(id.to_owned());
+        tasks.delete(deadline(), &delete).await
+    };
+    let freed = async { tokio::time::timeout(PATIENCE, freed).await };
+    // Mostly it has no such container, or is about to end.
+    runtime.block_on(freed).ok()?.ok()
 }

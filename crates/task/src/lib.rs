@@ -2,21 +2,25 @@
 //! events. How a container is made and how wasm runs is the business of the crates `container`
 //! and `wasm`.
 //!
-//! Reading order: [`start`], [`serve`](fn@serve), `service` (the calls), `task` (one container's
-//! life), `images` (wasm that is no file), `events`, `settings` (what can be set, and
-//! where); then `sandbox` and `sandbox_service`.
+//! Reading order: [`start`] and `group`, [`serve`](fn@serve) and `departure` (a daemon's beginning
+//! and end), `service` (the calls), `task` (one container's life), `images` (wasm that is no file),
+//! `events`, `logs`, `settings` (what can be set, and where); then `sandbox` and `sandbox_service`.
 
 #![forbid(unsafe_code)]
 
 mod any;
+mod calm;
 mod daemon;
 mod delete;
+mod departure;
 mod error;
 mod events;
 mod exec;
+mod group;
 mod guests;
 mod images;
 mod info;
+mod logs;
 mod memo;
 mod metrics;
 mod pod_config;

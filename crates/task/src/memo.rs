@@ -11,6 +11,11 @@ use crate::settings::Options;
 /// The note's file in the bundle.
 const FILE: &str = "lighter.json";
 
+/// Whether there is a note in `bundle`: a create has got as far as that.
+pub fn is_in(bundle: &Path) -> bool {
+    bundle.join(FILE).exists()
+}
+
 /// The note.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Memo {

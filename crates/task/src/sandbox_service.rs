@@ -19,10 +19,10 @@ use containerd_shim::protos::sandbox_api::{
 };
 use containerd_shim::protos::ttrpc::r#async::TtrpcContext;
 use serde_json::json;
-use tokio::sync::Notify;
 
 use crate::RUNTIME;
 use crate::daemon::Daemon;
+use crate::departure::Departure;
 use crate::error::Error;
 use crate::metrics;
 use crate::pod_config::PodConfig;
@@ -43,17 +43,17 @@ const PARTING: Duration = Duration::from_millis(500);
 pub struct SandboxService {
     daemon: Arc<Daemon>,
     tasks: Arc<Service>,
-    ended: Arc<Notify>,
+    departure: Arc<Departure>,
 }
 
 impl SandboxService {
-    /// The API to the daemon's sandbox, whose containers are `tasks`. `ended` is notified when
+    /// The API to the daemon's sandbox, whose containers are `tasks`. `departure` is told when
     /// containerd shuts it down.
-    pub fn new(daemon: Arc<Daemon>, tasks: Arc<Service>, ended: Arc<Notify>) -> Self {
+    pub fn new(daemon: Arc<Daemon>, tasks: Arc<Service>, departure: Arc<Departure>) -> Self {
         Self {
             daemon,
             tasks,
-            ended,
+            departure,
         }
     }
 
@@ -188,9 +188,10 @@ impl containerd_shim::protos::sandbox_async::Sandbox for SandboxService {
         request: ShutdownSandboxRequest,
     ) -> TtrpcResult<ShutdownSandboxResponse> {
         let slot = &self.daemon.sandbox;
+        self.departure.dismiss(&request.sandbox_id);
         if slot.is_empty() {
             // As containerd does after a create that failed.
-            self.tasks.end_if_idle();
+            self.departure.consider();
             return Ok(ShutdownSandboxResponse::default());
         }
         let sandbox = slot.get(&request.sandbox_id)?;
@@ -200,10 +201,10 @@ impl containerd_shim::protos::sandbox_async::Sandbox for SandboxService {
         }
         self.tasks.delete_all().await;
         slot.clear();
-        let ended = self.ended.clone();
+        let departure = self.departure.clone();
         tokio::spawn(async move {
             tokio::time::sleep(PARTING).await;
-            ended.notify_one();
+            departure.insist();
         });
         Ok(ShutdownSandboxResponse::default())
     }

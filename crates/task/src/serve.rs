@@ -1,13 +1,15 @@
 //! The daemon: serves the tasks of one group until containerd shuts it down.
 
+use std::cell::Cell;
 use std::env;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,17 +24,19 @@ use log::LevelFilter;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
 
 use crate::daemon::Daemon;
+use crate::departure::Departure;
 use crate::events::Publisher;
+use crate::group::Kind;
 use crate::guests::{Caches, guests};
 use crate::images::Images;
+use crate::logs::{self, Logs};
 use crate::sandbox::Slot;
 use crate::sandbox_service::SandboxService;
 use crate::service::Service;
 use crate::socket::{self, SocketFile};
-use crate::start::{PLACED, TASK_V2, TASK_V3, WANTED};
+use crate::start::{TASK_V2, TASK_V3, WANTED, placed};
 
 /// Where containerd listens for events: set by it for every shim.
 const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
@@ -65,13 +69,26 @@ pub(crate) fn arguments(flags: &Flags) -> Vec<String> {
 /// What keeps the daemon from serving.
 pub(crate) fn serve(flags: &Flags, arguments: Vec<String>) -> io::Result<()> {
     container::close_inherited();
-    let log = OpenOptions::new().write(true).open("log").ok();
-    log_to(log.as_ref(), flags)?;
+    let bundle = env::current_dir()?;
+    // The bundle may go while others of its group are there.
+    env::set_current_dir("/")?;
+    let (logged, log) = logs::pipe()?;
+    let log = File::from(OwnedFd::from(log));
+    log_to(&log, flags)?;
     let file = SocketFile::of(&listener()?)?;
-    wait_until_placed().inspect_err(|_| file.remove())?;
+    let kind = wait_until_placed().inspect_err(|_| file.remove())?;
     let left = file.clone();
+    // The daemon's alone.
+    let logged = Rc::new(Cell::new(Some(logged)));
+    let zygotes = logged.clone();
+    let guests_of_zygote = move || {
+        drop(zygotes.take());
+        guests()
+    };
     // The one moment at which there is one thread and nothing open but stdio and the log.
-    let zygote = container::clone_zygote(guests, move || left.remove())?;
+    let zygote = container::clone_zygote(guests_of_zygote, move || left.remove())?;
+    container::raise_descriptor_limit();
+    container::share_arena();
     container::cgroup::expect_move();
     let listener = listener()?;
     let is_wanted = io::stdout().as_fd().try_clone_to_owned()?;
@@ -81,13 +98,28 @@ pub(crate) fn serve(flags: &Flags, arguments: Vec<String>) -> io::Result<()> {
         .enable_all()
         .thread_keep_alive(Duration::from_secs(1))
         .build()?;
+    let logged = logged.take();
+    let logs = logged.map(|logged| Logs::new(logged, bundle.clone()));
+    let logs = logs.ok_or_else(|| io::Error::other("the log's pipe is gone"))?;
     let successor = successor(arguments, &file, log);
-    let ended = runtime.block_on(run(flags, zygote, successor, listener, is_wanted));
+    let departure = Departure::new(file.clone(), kind, &bundle);
+    let parts = Parts {
+        zygote,
+        listener,
+        is_wanted,
+        kind,
+        departure: Arc::new(departure),
+        logs: logs.clone(),
+    };
+    let ended = runtime.block_on(run(flags, parts, successor));
     // A module that is being compiled for nobody ends with the daemon, and is not waited for.
     runtime.shutdown_background();
-    ended?;
-    file.remove();
-    Ok(())
+    if let Err(error) = &ended {
+        log::error!("serving: {error}");
+        file.remove();
+    }
+    logs.flush();
+    ended
 }
 
 /// Makes commands that start a zygote in the place of one that died, with the daemon's `arguments`, its
@@ -95,7 +127,7 @@ pub(crate) fn serve(flags: &Flags, arguments: Vec<String>) -> io::Result<()> {
 fn successor(
     arguments: Vec<String>,
     socket: &SocketFile,
-    log: Option<File>,
+    log: File,
 ) -> impl Fn() -> io::Result<Command> + Send + Sync + use<> {
     let socket = socket.path().to_owned();
     move || {
@@ -108,10 +140,7 @@ fn successor(
             .arg(&socket)
             .arg(ZYGOTE_ACTION)
             .stderr(Stdio::null());
-        match &log {
-            Some(log) => command.stdout(log.try_clone()?),
-            None => command.stdout(Stdio::null()),
-        };
+        command.stdout(log.try_clone()?);
         Ok(command)
     }
 }
@@ -124,20 +153,22 @@ fn successor(
 pub fn zygote(flags: &Flags) -> io::Result<()> {
     container::close_inherited();
     let log = io::stdout().as_fd().try_clone_to_owned()?;
-    log_to(Some(&log.into()), flags)?;
+    log_to(&log.into(), flags)?;
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     container::run_zygote(socket, guests)?;
     // The daemon has gone, and another may be there already.
-    socket::remove_dead(Path::new(&flags.socket))
+    socket::remove_dead(Path::new(&flags.socket)).map(drop)
 }
 
-/// Waits for [`PLACED`].
-fn wait_until_placed() -> io::Result<()> {
+/// Waits for [`placed`]; returns the kind of the daemon's group.
+fn wait_until_placed() -> io::Result<Kind> {
     let start = io::stdout().as_fd().try_clone_to_owned()?;
-    let mut said = [0; PLACED.len()];
+    let mut said = placed(Kind::Container);
     File::from(start)
         .read_exact(&mut said)
-        .map_err(|error| io::Error::other(format!("the `start` of this shim has died: {error}")))
+        .map_err(|error| io::Error::other(format!("the `start` of this shim has died: {error}")))?;
+    let [kind] = said;
+    Kind::from_byte(kind).ok_or_else(|| io::Error::other("the `start` of this shim is another's"))
 }
 
 /// The listening socket, while it is stdin.
@@ -145,13 +176,34 @@ fn listener() -> io::Result<UnixListener> {
     Ok(io::stdin().as_fd().try_clone_to_owned()?.into())
 }
 
+/// What a daemon has when it begins to serve.
+struct Parts {
+    /// The socket to its zygote.
+    zygote: OwnedFd,
+    /// Where containerd comes to.
+    listener: UnixListener,
+    /// Where `start` says that containerd knows of it.
+    is_wanted: OwnedFd,
+    /// How its containers are found together.
+    kind: Kind,
+    departure: Arc<Departure>,
+    logs: Logs,
+}
+
 async fn run(
     flags: &Flags,
-    zygote: OwnedFd,
+    parts: Parts,
     successor: impl Fn() -> io::Result<Command> + Send + Sync + 'static,
-    listener: UnixListener,
-    is_wanted: OwnedFd,
 ) -> io::Result<()> {
+    let Parts {
+        zygote,
+        listener,
+        is_wanted,
+        kind,
+        departure,
+        logs,
+    } = parts;
+    logs.relay()?;
     let address = env::var(TTRPC_ADDRESS)
         .map_err(|_| io::Error::other(format!("{TTRPC_ADDRESS} is not in the environment")))?;
     let reaper = Reaper::start()?;
@@ -162,26 +214,30 @@ async fn run(
         zygote: Zygote::watch(zygote, successor)?,
         reaper,
         publisher: publisher.clone(),
+        logs,
         namespace: flags.namespace.clone(),
         sandbox: Slot::default(),
     });
-    let ended = Arc::new(Notify::new());
-    let service = Arc::new(Service::new(daemon.clone(), ended.clone()));
-    end_if_unwanted(is_wanted, service.clone())?;
+    let service = Arc::new(Service::new(daemon.clone(), departure.clone()));
+    end_if_unwanted(is_wanted, departure.clone())?;
 
     listener.set_nonblocking(true)?;
     let mut server = Server::new().add_listener(Listener::try_from(listener)?);
-    let sandbox = SandboxService::new(daemon, service.clone(), ended.clone());
+    let sandbox = SandboxService::new(daemon, service.clone(), departure.clone());
     server = server.register_service(create_sandbox(Arc::new(sandbox)));
     server = server.register_service(create_task(service.clone()));
     // containerd before 2.0 calls the same service, message for message, by its older name.
-    let mut services = create_task(service);
+    let mut services = create_task(service.clone());
     let v2 = services.remove(TASK_V3).map(|v3| (TASK_V2.to_owned(), v3));
     server = server.register_service(v2.into_iter().collect());
     server.start().await.map_err(io::Error::other)?;
 
     outlive_signals()?;
-    ended.notified().await;
+    // One whose first container never comes ends as any without containers.
+    if kind == Kind::Namespace {
+        departure.consider();
+    }
+    departure.left(|| service.is_idle()).await;
 
     if let Err(error) = server.shutdown().await {
         log::warn!("ending the connections: {error}");
@@ -196,12 +252,13 @@ async fn run(
 }
 
 /// Ends the daemon if the `start` that has spawned it died before containerd knew of it.
-fn end_if_unwanted(is_wanted: OwnedFd, service: Arc<Service>) -> io::Result<()> {
+fn end_if_unwanted(is_wanted: OwnedFd, departure: Arc<Departure>) -> io::Result<()> {
     let mut is_wanted = pipe::Receiver::from_owned_fd(is_wanted)?;
     tokio::spawn(async move {
         if is_wanted.read_exact(&mut [0; WANTED.len()]).await.is_err() {
             log::warn!("the `start` that began this shim was killed: nobody knows of it, it ends");
-            service.end_if_idle();
+            departure.dismiss_first();
+            departure.consider();
         }
     });
     Ok(())
@@ -224,12 +281,8 @@ fn outlive_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Logs to `log`: the FIFO that containerd has put into the bundle. Without one, as when the daemon
-/// is started by hand, there is no log.
-fn log_to(log: Option<&File>, flags: &Flags) -> io::Result<()> {
-    let Some(log) = log else {
-        return Ok(());
-    };
+/// Logs to `log`: the pipe of the daemon's [`Logs`].
+fn log_to(log: &File, flags: &Flags) -> io::Result<()> {
     let logger = Capturing(FifoLogger::with_file(log.try_clone()?));
     if log::set_boxed_logger(Box::new(logger)).is_ok() {
         log::set_max_level(if flags.debug {

@@ -20,11 +20,12 @@ use containerd_shim::protos::shim::oci::ProcessDetails;
 use containerd_shim::protos::types::task::ProcessInfo;
 use containerd_shim::{TtrpcContext, TtrpcResult};
 use nix::sys::signal::Signal;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::any::any;
+use crate::calm::Calm;
 use crate::daemon::Daemon;
+use crate::departure::Departure;
 use crate::error::Error;
 use crate::events::TaskExecAdded;
 use crate::exec::ExecProcess;
@@ -37,7 +38,8 @@ use crate::task::Task;
 pub struct Service {
     daemon: Arc<Daemon>,
     tasks: Arc<Mutex<HashMap<String, Slot>>>,
-    ended: Arc<Notify>,
+    departure: Arc<Departure>,
+    calm: Calm,
 }
 
 /// A task's place: taken from the moment its create begins, so that an id is never used twice.
@@ -61,12 +63,13 @@ struct Creating {
 }
 
 impl Service {
-    /// A service without tasks. `ended` is notified when containerd shuts it down.
-    pub fn new(daemon: Arc<Daemon>, ended: Arc<Notify>) -> Self {
+    /// A service without tasks, in the running tokio runtime. `departure` is told when containerd wants no more of it.
+    pub fn new(daemon: Arc<Daemon>, departure: Arc<Departure>) -> Self {
         Self {
             daemon,
             tasks: Arc::default(),
-            ended,
+            departure,
+            calm: Calm::start(),
         }
     }
 
@@ -81,12 +84,10 @@ impl Service {
         }
     }
 
-    /// Ends the daemon, unless it has tasks or a sandbox: that of a pod serves on until the last
+    /// Whether there are neither tasks nor a sandbox: the daemon of a group serves on until the last
     /// has gone.
-    pub fn end_if_idle(&self) {
-        if self.tasks().is_empty() && self.daemon.sandbox.is_empty() {
-            self.ended.notify_one();
-        }
+    pub fn is_idle(&self) -> bool {
+        self.tasks().is_empty() && self.daemon.sandbox.is_empty()
     }
 
     /// Ends all tasks: those that SIGTERM has not ended after `grace`, with SIGKILL.
@@ -148,11 +149,15 @@ impl Service {
         creating: Creating,
     ) -> Result<Arc<Task>, Error> {
         let _settled_at_the_end = creating.settled.drop_guard();
+        self.calm.disturb();
+        self.daemon.logs.add(request.bundle.as_ref());
         let made = Task::create(&self.daemon, request, &creating.given_up).await;
         let made = match made {
             Ok(task) => {
                 let slot = Slot::Task(task.clone());
                 self.tasks().insert(request.id.clone(), slot);
+                let linger = task.options().group_linger;
+                self.departure.set_linger(linger.map(|time| time.0));
                 self.keep(task, &creating.given_up).await
             }
             Err(error) => Err(error),
@@ -160,6 +165,7 @@ impl Service {
         made.inspect_err(|error| {
             log::error!("create of {}: {error}", request.id);
             self.tasks().remove(&request.id);
+            self.daemon.logs.remove(request.bundle.as_ref());
         })
     }
 
@@ -243,6 +249,7 @@ impl containerd_shim::Task for Service {
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
+        self.calm.disturb();
         let started = match self.process(&request.id, &request.exec_id)? {
             Process::Init(task) => task.start(&self.daemon).await,
             Process::Exec(_, exec) => exec.start(&self.daemon).await,
@@ -314,6 +321,7 @@ impl containerd_shim::Task for Service {
         _: &TtrpcContext,
         request: DeleteRequest,
     ) -> TtrpcResult<DeleteResponse> {
+        self.calm.disturb();
         for creating in self.creating(Some(&request.id)) {
             creating.given_up.cancel();
             creating.settled.cancelled().await;
@@ -329,7 +337,9 @@ impl containerd_shim::Task for Service {
             log::error!("delete of {} {}: {error}", request.id, request.exec_id);
         })?;
         if request.exec_id.is_empty() {
-            self.tasks().remove(&request.id);
+            if let Some(Slot::Task(task)) = self.tasks().remove(&request.id) {
+                self.daemon.logs.remove(task.bundle().as_ref());
+            }
         } else if let Ok(task) = self.task(&request.id) {
             task.remove_exec(&request.exec_id);
         }
@@ -417,14 +427,15 @@ impl containerd_shim::Task for Service {
         })
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> TtrpcResult<Empty> {
+    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> TtrpcResult<Empty> {
+        self.departure.dismiss(&request.id);
         let service = self.clone();
         // Not asked again: a create that fails leaves nobody to wait for.
         let end = async move {
             for creating in service.creating(None) {
                 creating.settled.cancelled().await;
             }
-            service.end_if_idle();
+            service.departure.consider();
         };
         tokio::spawn(end);
         Ok(Empty::default())

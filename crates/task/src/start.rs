@@ -1,6 +1,5 @@
 //! The action `start`: finds or spawns the daemon of a container's group and prints its address.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixListener;
@@ -18,22 +17,15 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, setpgid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionread;
-use serde::Deserialize;
 
+use crate::group::{Group, Kind};
 use crate::serve::{arguments, serve};
 use crate::settings::Options;
-use crate::socket::{SocketFile, listen, socket_path};
+use crate::socket::{self, SocketFile, listen, socket_path};
 
 /// The task service's name for containerd 2 and for the ones before.
 pub(crate) const TASK_V3: &str = "containerd.task.v3.Task";
 pub(crate) const TASK_V2: &str = "containerd.task.v2.Task";
-
-/// The annotations that put containers into one daemon, the first that is there: the runc shim's
-/// own, and the pod's, which CRI sets.
-const GROUP_ANNOTATIONS: [&str; 2] = [
-    "io.containerd.runc.v2.group",
-    "io.kubernetes.cri.sandbox-id",
-];
 
 /// The most that is read of what containerd sends on stdin, in bytes.
 const MAX_INPUT: u64 = 10 << 20;
@@ -41,9 +33,11 @@ const MAX_INPUT: u64 = 10 << 20;
 /// The file in the bundle where containerd 1.6 looks for the daemon's address.
 pub(crate) const ADDRESS_FILE: &str = "address";
 
-/// What `start` says to the daemon that it has spawned: first, that it is in its cgroup, so that
-/// what it clones from then on is too.
-pub(crate) const PLACED: [u8; 1] = [1];
+/// What `start` says to the daemon that it has spawned: first, one byte for the [`Kind`] of its group,
+/// when it is in its cgroup, so that what it clones from then on is too.
+pub(crate) fn placed(kind: Kind) -> [u8; 1] {
+    [kind as u8]
+}
 
 /// Then, that containerd knows of it. One to which this is never said, as `start` was killed, would
 /// be left alone for ever.
@@ -53,13 +47,6 @@ pub(crate) const WANTED: [u8; 1] = [2];
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// What of config.json matters here.
-#[derive(Deserialize)]
-struct Annotated {
-    #[serde(default)]
-    annotations: HashMap<String, String>,
-}
-
 /// Finds or spawns the daemon for the bundle in the working directory, and prints its address:
 /// a plain line, which every containerd since 1.6 takes for a ttrpc shim of task API version 2.
 ///
@@ -67,13 +54,13 @@ struct Annotated {
 /// What keeps a daemon from being there.
 pub fn start(flags: &Flags) -> io::Result<()> {
     let (options, socket_options) = read_input(flags)?;
-    let group = group(&flags.id, Path::new(""))?;
-    let address = socket_options.socket_address(&group);
-    let spawned = match listen(socket_path(&address))? {
-        Some(listener) => Some(Spawned::new(flags, listener, &options)?),
+    let group = Group::of(&flags.id, Path::new(""), options.group_by)?;
+    let address = socket_options.socket_address(&group.name);
+    let found = find(&address)?;
+    let spawned = match found {
+        Some(listener) => Some(Spawned::new(flags, &group, listener, &options)?),
         None => None,
     };
-    fs::write(ADDRESS_FILE, &address)?;
     let mut stdout = io::stdout();
     stdout.write_all(address.as_bytes())?;
     stdout.flush()?;
@@ -81,6 +68,24 @@ pub fn start(flags: &Flags) -> io::Result<()> {
     match spawned {
         Some(spawned) => spawned.confirm(&options),
         None => Ok(()),
+    }
+}
+
+/// Listens at `address`, unless a daemon does, and notes in the bundle that the container is sent
+/// there: both at once, so that no daemon that was found ends before the container comes.
+fn find(address: &str) -> io::Result<Option<UnixListener>> {
+    let path = socket_path(address);
+    let _place = socket::lock(path)?;
+    let listener = listen(path)?;
+    match fs::write(ADDRESS_FILE, address) {
+        Ok(()) => Ok(listener),
+        Err(error) => {
+            if let Some(listener) = listener {
+                SocketFile::of(&listener)?.remove_locked();
+            }
+            let text = format!("writing {ADDRESS_FILE} into the bundle: {error}");
+            Err(io::Error::new(error.kind(), text))
+        }
     }
 }
 
@@ -122,50 +127,44 @@ fn read_input(flags: &Flags) -> io::Result<(Options, StartOpts)> {
     Ok((options, start))
 }
 
-/// The group of the container with this `id` and `bundle`: the value of its group annotation, or its
-/// id. A sandbox without a container has no config.json; its id is what its containers'
-/// annotations say.
-///
-/// # Errors
-/// When config.json cannot be used.
-pub(crate) fn group(id: &str, bundle: &Path) -> io::Result<String> {
-    let error = |reason: String| {
-        io::Error::other(format!("the bundle's config.json cannot be used: {reason}"))
-    };
-    let config = match fs::read(bundle.join("config.json")) {
-        Ok(config) => config,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(id.to_owned()),
-        Err(reason) => return Err(error(reason.to_string())),
-    };
-    let mut config: Annotated =
-        serde_json::from_slice(&config).map_err(|reason| error(reason.to_string()))?;
-    Ok(GROUP_ANNOTATIONS
-        .iter()
-        .find_map(|name| config.annotations.remove(*name))
-        .unwrap_or_else(|| id.to_owned()))
-}
-
 /// The daemon that this `start` has spawned. It answers as soon as it is up; until then containerd's
 /// connection waits in the socket.
 struct Spawned {
     daemon: Pid,
     socket: SocketFile,
-    /// Where it is told [`PLACED`] and [`WANTED`], which it reads on its stdout's descriptor.
+    /// Where it is told [`placed`] and [`WANTED`], which it reads on its stdout's descriptor.
     telling: io::PipeWriter,
 }
 
 impl Spawned {
-    /// Forks the daemon with `listener` as its stdin, and places it in its cgroup. To execute the
-    /// program once more for it would take about as long as all else that `start` does.
-    fn new(flags: &Flags, listener: UnixListener, options: &Options) -> io::Result<Self> {
+    /// Forks the daemon of `group` with `listener` as its stdin, and places it in its cgroup. To execute
+    /// the program once more for it would take about as long as all else that `start` does.
+    fn new(
+        flags: &Flags,
+        group: &Group,
+        listener: UnixListener,
+        options: &Options,
+    ) -> io::Result<Self> {
         let socket = SocketFile::of(&listener)?;
+        // Whoever looks at the machine's processes is not to take it for one container's.
+        let id = match group.kind {
+            Kind::Namespace => &group.name,
+            Kind::Container | Kind::Annotation => &flags.id,
+        };
+        let flags = Flags {
+            debug: flags.debug,
+            namespace: flags.namespace.clone(),
+            id: id.clone(),
+            address: flags.address.clone(),
+            ..Flags::default()
+        };
         let fork = || -> io::Result<(Pid, io::PipeWriter)> {
             let (told, telling) = io::pipe()?;
             match container::fork_single_threaded()? {
                 Some(daemon) => Ok((daemon, telling)),
                 None => {
                     drop(telling);
-                    be_daemon(flags, listener, told)
+                    be_daemon(&flags, listener, told)
                 }
             }
         };
@@ -178,7 +177,7 @@ impl Spawned {
         };
         let placed = set_cgroup_and_oom_score(daemon.as_raw() as u32, &options.shim_cgroup)
             .map_err(io::Error::other)
-            .and_then(|()| spawned.telling.write_all(&PLACED));
+            .and_then(|()| spawned.telling.write_all(&placed(group.kind)));
         match placed {
             Ok(()) => Ok(spawned),
             Err(error) => {

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 pub use moves::expect_move;
 pub use oom::OomWatch;
+pub(crate) use place::{look_for_mounts, v1_mount_points};
 pub use stats::Stats;
 
 /// What can go wrong with a cgroup.

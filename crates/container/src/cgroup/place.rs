@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
@@ -21,11 +22,11 @@ const TELLING: [&str; 8] = [
 pub(super) fn of(pid: u32) -> Result<Tree> {
     let path = PathBuf::from(format!("/proc/{pid}/cgroup"));
     let memberships = memberships(&path, &read(&path)?)?;
-    let mounts = mounts(Path::new(MOUNTINFO), &read(Path::new(MOUNTINFO))?)?;
+    let mounts = machines_mounts()?;
     let tree = if unified()? {
-        of_v2(&memberships, &mounts).map(Tree::V2)
+        of_v2(&memberships, mounts).map(Tree::V2)
     } else {
-        of_v1(&memberships, &mounts).map(Tree::V1)
+        of_v1(&memberships, mounts).map(Tree::V1)
     };
     tree.ok_or(Error::NotMounted { pid })
 }
@@ -48,8 +49,7 @@ pub(super) fn at(cgroups_path: &Path, systemd: bool) -> Result<Tree> {
     }
     let own = Path::new("/proc/self/cgroup");
     let memberships = memberships(own, &read(own)?)?;
-    let mounts = mounts(Path::new(MOUNTINFO), &read(Path::new(MOUNTINFO))?)?;
-    let controllers = at_v1(&path, &memberships, &mounts);
+    let controllers = at_v1(&path, &memberships, machines_mounts()?);
     if controllers.is_empty() {
         return Err(Error::NoHierarchy);
     }
@@ -123,6 +123,33 @@ impl Mount {
         let shown = below.components().all(|part| part != Component::ParentDir);
         shown.then(|| self.point.join(below))
     }
+}
+
+/// Where the machine's cgroup file systems are. They are not moved while there are containers, and
+/// each container may be one more line of that file, so it is read once in the life of a process.
+fn machines_mounts() -> Result<&'static [Mount]> {
+    static MOUNTS: OnceLock<Vec<Mount>> = OnceLock::new();
+    if let Some(mounts) = MOUNTS.get() {
+        return Ok(mounts);
+    }
+    let found = mounts(Path::new(MOUNTINFO), &read(Path::new(MOUNTINFO))?)?;
+    Ok(MOUNTS.get_or_init(|| found))
+}
+
+/// Finds out where the cgroup file systems are, for this process and those that it will clone.
+pub fn look_for_mounts() {
+    if let Err(error) = machines_mounts() {
+        log::debug!("looking for cgroups: {error}");
+    }
+}
+
+/// The folders on which the machine has v1 hierarchies.
+pub fn v1_mount_points() -> Vec<PathBuf> {
+    let mounts = machines_mounts().unwrap_or_default().iter();
+    mounts
+        .filter(|mount| !mount.v2)
+        .map(|mount| mount.point.clone())
+        .collect()
 }
 
 /// The cgroup file systems among the lines of /proc/PID/mountinfo, proc_pid_mountinfo(5).

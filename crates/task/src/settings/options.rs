@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::group::GroupBy;
+
 /// What can be set. A name may also be written as the runc shim's users know it, such as
 /// `SystemdCgroup`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +20,11 @@ pub struct Options {
     pub cache_size: Option<wasm::settings::Size>,
     /// Whether systemd makes the containers' cgroups.
     pub systemd_cgroup: bool,
+    /// What puts containers without a group annotation into one daemon.
+    pub group_by: GroupBy,
+    /// How long a namespace's daemon stays without containers, instead of the built-in time; what
+    /// the container that came last says counts.
+    pub group_linger: Option<wasm::settings::Time>,
     /// The cgroup that the shim itself is put into; empty for the one of whoever starts it.
     pub shim_cgroup: String,
     /// The owner of the container's streams; 0 for the container's user.
