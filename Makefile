@@ -1,6 +1,7 @@
 # Builds, tests, shows and installs Lighter. `make help` lists what there is.
 #
 # CARGO_TARGET_DIR moves everything that is built or fetched (default: target).
+# PEER_SHIM=PATH has `make bench` measure another shim for wasm, too.
 
 PREFIX ?= /usr/local
 BINDIR = $(DESTDIR)$(PREFIX)/bin
@@ -62,7 +63,7 @@ bench: build ## measure beside runc and wasmtime (as root)
 	test/setup/engines containerd-2.1
 	test/setup/guests
 	test/setup/peers
-	$(RELEASE)/lighter-bench --output $(TARGET)/bench
+	$(RELEASE)/lighter-bench $(if $(PEER_SHIM),--peer-shim $(PEER_SHIM)) --output $(TARGET)/bench
 
 .PHONY: scale
 scale: build ## measure up to a thousand idle containers (as root)

@@ -9,7 +9,7 @@ use lighter_test::{Containerd, Rootfs};
 use serde::Serialize;
 
 use crate::figures::Figures;
-use crate::kind::{BRIEF, Kind};
+use crate::kind::Kind;
 
 /// How many lives there are at once in [`together`].
 pub const TOGETHER: usize = 4;
@@ -28,7 +28,7 @@ type Life = [f64; PHASES.len()];
 #[derive(Serialize)]
 pub struct Lives {
     /// The kind's name.
-    pub kind: &'static str,
+    pub kind: String,
     /// Milliseconds of each of [`PHASES`].
     pub phases: [Figures; PHASES.len()],
     /// Containers a second, one turn after another.
@@ -48,7 +48,7 @@ impl Record {
     fn sum_up(self, kind: &Kind) -> Lives {
         let per_container = self.turns.iter().sum::<f64>() / self.turns.len() as f64;
         Lives {
-            kind: kind.name,
+            kind: kind.name.clone(),
             phases: std::array::from_fn(|phase| {
                 Figures::of(self.lives.iter().map(|life| life[phase]).collect())
             }),
@@ -63,8 +63,8 @@ impl Record {
 ///
 /// # Errors
 /// The first thing that fails.
-pub fn warm_up(engine: &Containerd, rootfs: &Rootfs) -> Result<()> {
-    BRIEF
+pub fn warm_up(engine: &Containerd, rootfs: &Rootfs, kinds: &[Kind]) -> Result<()> {
+    kinds
         .iter()
         .try_for_each(|kind| live(engine, rootfs, kind).map(drop))
 }
@@ -73,16 +73,21 @@ pub fn warm_up(engine: &Containerd, rootfs: &Rootfs) -> Result<()> {
 ///
 /// # Errors
 /// The first container that fails.
-pub fn alone(engine: &Containerd, rootfs: &Rootfs, rounds: u32) -> Result<Vec<Lives>> {
-    let mut records = BRIEF.map(|_| Record::default());
+pub fn alone(
+    engine: &Containerd,
+    rootfs: &Rootfs,
+    kinds: &[Kind],
+    rounds: u32,
+) -> Result<Vec<Lives>> {
+    let mut records: Vec<Record> = kinds.iter().map(|_| Record::default()).collect();
     for _ in 0..rounds {
-        for (kind, record) in BRIEF.iter().zip(&mut records) {
+        for (kind, record) in kinds.iter().zip(&mut records) {
             let life = live(engine, rootfs, kind)?;
             record.lives.push(life);
             record.turns.push(life[PHASES.len() - 1]);
         }
     }
-    Ok(sum_up(records))
+    Ok(sum_up(kinds, records))
 }
 
 /// At least `rounds` lives of each kind, [`TOGETHER`] at a time and all of one kind, the kinds in
@@ -90,20 +95,25 @@ pub fn alone(engine: &Containerd, rootfs: &Rootfs, rounds: u32) -> Result<Vec<Li
 ///
 /// # Errors
 /// The first container that fails.
-pub fn together(engine: &Containerd, rootfs: &Rootfs, rounds: u32) -> Result<Vec<Lives>> {
-    let mut records = BRIEF.map(|_| Record::default());
+pub fn together(
+    engine: &Containerd,
+    rootfs: &Rootfs,
+    kinds: &[Kind],
+    rounds: u32,
+) -> Result<Vec<Lives>> {
+    let mut records: Vec<Record> = kinds.iter().map(|_| Record::default()).collect();
     for _ in 0..rounds.div_ceil(TURN) {
-        for (kind, record) in BRIEF.iter().zip(&mut records) {
+        for (kind, record) in kinds.iter().zip(&mut records) {
             let begin = Instant::now();
             record.lives.extend(turn(engine, rootfs, kind)?);
             record.turns.push(milliseconds(begin) / f64::from(TURN));
         }
     }
-    Ok(sum_up(records))
+    Ok(sum_up(kinds, records))
 }
 
-fn sum_up(records: [Record; BRIEF.len()]) -> Vec<Lives> {
-    let pairs = BRIEF.iter().zip(records);
+fn sum_up(kinds: &[Kind], records: Vec<Record>) -> Vec<Lives> {
+    let pairs = kinds.iter().zip(records);
     pairs.map(|(kind, record)| record.sum_up(kind)).collect()
 }
 
@@ -158,6 +168,7 @@ fn live(engine: &Containerd, rootfs: &Rootfs, kind: &Kind) -> Result<Life> {
     ])
 }
 
-fn milliseconds(since: Instant) -> f64 {
+/// The milliseconds that have gone by since a moment.
+pub fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod figures;
+mod first;
 mod http;
 mod kind;
 mod life;
@@ -26,6 +27,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use lighter_test::{Containerd, Settings, Version, ensure_root};
 
+use crate::kind::Peer;
 use crate::report::Report;
 use crate::wasmtime::Wasmtime;
 
@@ -38,6 +40,10 @@ struct Options {
     /// How many idle containers of each kind are held at once
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     idle: u32,
+    /// Also measure the lives, first output and memory of guests under another shim, the program
+    /// containerd-shim-NAME-VERSION at PATH
+    #[arg(long, value_name = "PATH")]
+    peer_shim: Option<PathBuf>,
     /// Measure instead how costs grow with the number of containers, up to so many
     #[arg(long, value_name = "CONTAINERS", value_parser = clap::value_parser!(u32).range(10..))]
     scale: Option<u32>,
@@ -70,11 +76,12 @@ fn write(folder: &Path, name: &str, content: &[u8]) -> Result<()> {
 
 /// containerd with everything it keeps in memory. Its waits for the disk are the same under every
 /// shim; in the figures they would only hide what the shims differ in.
-fn engine() -> Result<Containerd> {
+fn engine(peer: Option<&Peer>) -> Result<Containerd> {
     Containerd::start_with(
         Version::V2_1,
         &Settings {
             parent: Some(PathBuf::from("/dev/shm")),
+            path: peer.map(|peer| peer.folder.clone()).into_iter().collect(),
             ..Settings::default()
         },
     )
@@ -83,12 +90,15 @@ fn engine() -> Result<Containerd> {
 /// Whether every guarantee is kept.
 fn run(options: &Options) -> Result<bool> {
     ensure_root()?;
-    let engine = engine()?;
+    let peer = options.peer_shim.as_deref().map(Peer::new).transpose()?;
+    let peer = peer.as_ref();
+    let engine = engine(peer)?;
+    let brief = kind::brief(peer);
     let wasmtime = Wasmtime::new(engine.folder())?;
     let machine = report::machine(&wasmtime)?;
     let rootfs = kind::rootfs()?;
     eprintln!("warming up");
-    life::warm_up(&engine, &rootfs)?;
+    life::warm_up(&engine, &rootfs, &brief)?;
     if let Some(most) = options.scale {
         let scale = scale::measure(&engine, &rootfs, machine, most)?;
         print!("{scale}");
@@ -98,17 +108,19 @@ fn run(options: &Options) -> Result<bool> {
         return Ok(scale.promises.iter().all(|promise| promise.kept));
     }
     eprintln!("{} lives of each kind, one at a time", options.rounds);
-    let alone = life::alone(&engine, &rootfs, options.rounds)?;
+    let alone = life::alone(&engine, &rootfs, &brief, options.rounds)?;
     eprintln!(
         "{} lives of each kind, {} at a time",
         options.rounds,
         life::TOGETHER
     );
-    let together = life::together(&engine, &rootfs, options.rounds)?;
+    let together = life::together(&engine, &rootfs, &brief, options.rounds)?;
+    eprintln!("{} first bytes of output of each kind", options.rounds);
+    let first = first::measure(&engine, &rootfs, &kind::speaking(peer), options.rounds)?;
     let mut idle = Vec::new();
-    for kind in kind::IDLE {
+    for kind in kind::idle(peer) {
         eprintln!("{} idle containers: {}", options.idle, kind.name);
-        idle.push(memory::idle(&engine, &rootfs, kind, options.idle)?);
+        idle.push(memory::idle(&engine, &rootfs, &kind, options.idle)?);
     }
     eprintln!("requests over HTTP");
     let http = http::measure(&engine, &rootfs, &wasmtime)?;
@@ -120,6 +132,7 @@ fn run(options: &Options) -> Result<bool> {
         machine,
         alone,
         together,
+        first,
         idle,
         http,
         python,

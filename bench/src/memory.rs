@@ -19,7 +19,7 @@ pub const REST: Duration = Duration::from_secs(5);
 #[derive(Serialize)]
 pub struct Idle {
     /// The kind's name.
-    pub kind: &'static str,
+    pub kind: String,
     /// How many were held.
     pub containers: u32,
     /// Kilobytes of memory; a page that several processes share counts in parts (PSS).
@@ -38,7 +38,7 @@ pub struct Idle {
 ///
 /// # Errors
 /// A container that fails, or a process that cannot be looked at.
-pub fn idle(engine: &Containerd, rootfs: &Rootfs, kind: Kind, count: u32) -> Result<Idle> {
+pub fn idle(engine: &Containerd, rootfs: &Rootfs, kind: &Kind, count: u32) -> Result<Idle> {
     let mut held = Vec::new();
     for _ in 0..count {
         let container = kind.container(engine, rootfs).create()?;
@@ -47,7 +47,7 @@ pub fn idle(engine: &Containerd, rootfs: &Rootfs, kind: Kind, count: u32) -> Res
     }
     thread::sleep(REST);
     let mut sum = Idle {
-        kind: kind.name,
+        kind: kind.name.clone(),
         containers: count,
         pss: 0.0,
         private: 0.0,

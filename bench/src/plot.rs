@@ -45,7 +45,7 @@ pub fn svg(title: &str, lives: &[Lives]) -> String {
     }
     for (number, of) in lives.iter().enumerate() {
         let y = HEAD + STEP * number as f64;
-        draw(text(NAMES - 10.0, y + 15.0, "end", of.kind));
+        draw(text(NAMES - 10.0, y + 15.0, "end", &of.kind));
         let mut x = NAMES;
         for ((phase, colour), name) in of.phases.iter().zip(COLOURS).zip(PHASES) {
             let width = phase.median / longest * WIDTH;
@@ -78,8 +78,8 @@ mod tests {
 
     #[test]
     fn a_bar_is_as_long_as_its_life() {
-        let lives = |kind, phases: [f64; PHASES.len()]| Lives {
-            kind,
+        let lives = |kind: &str, phases: [f64; PHASES.len()]| Lives {
+            kind: kind.to_owned(),
             phases: phases.map(|phase| Figures::of(vec![phase])),
             rate: 1.0,
             turns: vec![1.0],

@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::figures::Figures;
+use crate::first::First;
 use crate::http::{self, CONNECTIONS, Load, Served};
 use crate::kind::MODEL;
-use crate::life::Lives;
+use crate::life::{Lives, PHASES};
 use crate::memory::Idle;
 use crate::python::Starts;
 use crate::report::Report;
@@ -29,6 +30,15 @@ pub struct Promise {
     pub kept: bool,
 }
 
+/// The create call of a wasm container takes at most this share of runc's.
+const CREATE: f64 = 0.4;
+/// A guest's first byte of output comes at most this share of the time after the start call that it
+/// takes under runc.
+const FIRST: f64 = 0.4;
+/// An idle wasm container has at most so many processes, each with a single digit of threads: no more
+/// threads than that in all.
+const PROCESSES: f64 = 3.0;
+const THREADS: f64 = 9.0;
 /// A wasm container's life takes at most this share of runc's.
 const LIFE: f64 = 0.5;
 /// An idle wasm container takes less memory than runc's: at most this share.
@@ -81,6 +91,20 @@ pub fn check(of: &Report) -> Result<Vec<Promise>> {
             LIFE,
         );
     }
+    promise(
+        "life.alone.linux".to_owned(),
+        life(&of.alone, "linux")?,
+        LIFE,
+    );
+    promise(
+        "create.alone.wasm".to_owned(),
+        create(&of.alone, "wasm")?,
+        CREATE,
+    );
+    promise("first.wasm".to_owned(), first(&of.first, "wasm")?, FIRST);
+    let guest = idle(&of.idle, "wasm")?;
+    promise("processes.idle.wasm".to_owned(), guest.processes, PROCESSES);
+    promise("threads.idle.wasm".to_owned(), guest.threads, THREADS);
     promise(
         "memory.idle.wasm".to_owned(),
         memory(&of.idle, "wasm")?,
@@ -159,23 +183,50 @@ pub fn life(lives: &[Lives], kind: &str) -> Result<f64> {
     Ok(median(pairs.map(|(ours, theirs)| ours / theirs)))
 }
 
-/// A kind's memory as a share of the model's.
-pub fn memory(idle: &[Idle], kind: &str) -> Result<f64> {
+/// The median of a kind's create call as a share of the model's.
+fn create(lives: &[Lives], kind: &str) -> Result<f64> {
+    let at = PHASES
+        .iter()
+        .position(|phase| *phase == "create")
+        .context("there is no phase create")?;
     let of = |name: &str| {
-        idle.iter()
-            .find(|idle| idle.kind == name)
-            .with_context(|| format!("no idle container of the kind {name} was measured"))
+        let found = lives.iter().find(|lives| lives.kind == name);
+        found.with_context(|| format!("no life of the kind {name} was measured"))
     };
-    Ok(of(kind)?.pss / of(MODEL)?.pss)
+    Ok(of(kind)?.phases[at].median / of(MODEL)?.phases[at].median)
+}
+
+/// The median, over all turns, of the time to a kind's first output as a share of the model's in the
+/// same turn.
+pub fn first(all: &[First], kind: &str) -> Result<f64> {
+    let of = |name: &str| {
+        let found = all.iter().find(|first| first.kind == name);
+        found.with_context(|| format!("no first output of the kind {name} was measured"))
+    };
+    let (kind, model) = (of(kind)?, of(MODEL)?);
+    let pairs = kind.times.iter().zip(&model.times);
+    Ok(median(pairs.map(|(ours, theirs)| ours / theirs)))
+}
+
+/// What was measured of idle containers of a kind.
+fn idle<'a>(all: &'a [Idle], kind: &str) -> Result<&'a Idle> {
+    all.iter()
+        .find(|idle| idle.kind == kind)
+        .with_context(|| format!("no idle container of the kind {kind} was measured"))
+}
+
+/// A kind's memory as a share of the model's.
+pub fn memory(all: &[Idle], kind: &str) -> Result<f64> {
+    Ok(idle(all, kind)?.pss / idle(all, MODEL)?.pss)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn lives(kind: &'static str, turns: &[f64]) -> Lives {
+    fn lives(kind: &str, turns: &[f64]) -> Lives {
         Lives {
-            kind,
+            kind: kind.to_owned(),
             phases: [Figures::of(vec![1.0]); 6],
             rate: 1.0,
             turns: turns.to_vec(),

@@ -8,6 +8,7 @@ use lighter_test::{Version, run};
 use serde::Serialize;
 
 use crate::figures::Figures;
+use crate::first::First;
 use crate::http::{CONNECTIONS, Served};
 use crate::life::{Lives, PHASES, TOGETHER};
 use crate::memory::Idle;
@@ -24,6 +25,8 @@ pub struct Report {
     pub alone: Vec<Lives>,
     /// Lives [`TOGETHER`] at a time.
     pub together: Vec<Lives>,
+    /// First bytes of output.
+    pub first: Vec<First>,
     /// Idle containers.
     pub idle: Vec<Idle>,
     /// Servers of requests over HTTP.
@@ -63,6 +66,7 @@ impl Display for Report {
         writeln!(f, "measured on: {}", self.machine.join("; "))?;
         lives(f, "one at a time", &self.alone)?;
         lives(f, &format!("{TOGETHER} at a time"), &self.together)?;
+        first(f, &self.first)?;
         idle(f, &self.idle)?;
         http(f, &self.http)?;
         python(f, &self.python)?;
@@ -87,7 +91,7 @@ fn lives(f: &mut Formatter<'_>, how: &str, lives: &[Lives]) -> fmt::Result {
     }
     writeln!(f, "{:>14}{:>10}", "containers/s", "ratio")?;
     for of in lives {
-        let ratio = promise::life(lives, of.kind).map_err(|_| fmt::Error)?;
+        let ratio = promise::life(lives, &of.kind).map_err(|_| fmt::Error)?;
         write!(f, "  {:10}{:10}", of.kind, "median")?;
         for figures in &of.phases {
             write!(f, "{:>14.1}", figures.median)?;
@@ -107,17 +111,41 @@ fn lives(f: &mut Formatter<'_>, how: &str, lives: &[Lives]) -> fmt::Result {
     Ok(())
 }
 
+fn first(f: &mut Formatter<'_>, first: &[First]) -> fmt::Result {
+    let count = first.first().map_or(0, |first| first.times.len());
+    writeln!(
+        f,
+        "\nfrom the start call to the first byte of output ({count} turns), in ms"
+    )?;
+    writeln!(
+        f,
+        "  {:20}{:>10}{:>14}{:>10}{:>10}",
+        "", "median", "spread", "p99", "ratio"
+    )?;
+    for of in first {
+        let ratio = promise::first(first, &of.kind).map_err(|_| fmt::Error)?;
+        let figures = Figures::of(of.times.clone());
+        let spread = format!("{:.1}-{:.1}", figures.quarter, figures.three_quarters);
+        writeln!(
+            f,
+            "  {:20}{:>10.1}{spread:>14}{:>10.1}{ratio:>10.3}",
+            of.kind, figures.median, figures.p99
+        )?;
+    }
+    Ok(())
+}
+
 fn idle(f: &mut Formatter<'_>, idle: &[Idle]) -> fmt::Result {
     let count = idle.first().map_or(0, |idle| idle.containers);
     writeln!(f, "\none of {count} idle containers, memory in kB")?;
     let columns = ["PSS", "private", "processes", "threads", "ratio"];
-    write!(f, "  {:10}", "")?;
+    write!(f, "  {:16}", "")?;
     for column in columns {
         write!(f, "{column:>11}")?;
     }
     writeln!(f, "   PSS by process")?;
     for of in idle {
-        let ratio = promise::memory(idle, of.kind).map_err(|_| fmt::Error)?;
+        let ratio = promise::memory(idle, &of.kind).map_err(|_| fmt::Error)?;
         let parts: Vec<String> = of
             .parts
             .iter()
@@ -125,7 +153,7 @@ fn idle(f: &mut Formatter<'_>, idle: &[Idle]) -> fmt::Result {
             .collect();
         writeln!(
             f,
-            "  {:10}{:>11.0}{:>11.0}{:>11.1}{:>11.1}{ratio:>11.3}   {}",
+            "  {:16}{:>11.0}{:>11.0}{:>11.1}{:>11.1}{ratio:>11.3}   {}",
             of.kind,
             of.pss,
             of.private,

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use crate::figures::Figures;
-use crate::kind::{ALONE, GROUPED, Kind};
+use crate::kind::Kind;
 use crate::memory::{REST, field};
 use crate::promise::Promise;
 
@@ -50,7 +50,7 @@ pub struct Step {
 #[derive(Serialize)]
 pub struct Curve {
     /// The kind's name.
-    pub kind: &'static str,
+    pub kind: String,
     /// From one container to many.
     pub steps: Vec<Step>,
     /// Milliseconds from a SIGTERM to the end of a deletion, among all of them and fewer and fewer.
@@ -84,9 +84,9 @@ pub fn measure(
     most: u32,
 ) -> Result<Scale> {
     let mut curves = Vec::new();
-    for kind in [GROUPED, ALONE] {
+    for kind in [Kind::grouped(), Kind::alone()] {
         eprintln!("up to {most} idle containers: {}", kind.name);
-        curves.push(curve(engine, rootfs, kind, most)?);
+        curves.push(curve(engine, rootfs, &kind, most)?);
         engine.ensure_clean()?;
     }
     let promises = curves.iter().flat_map(promises).collect();
@@ -97,7 +97,7 @@ pub fn measure(
     })
 }
 
-fn curve(engine: &Containerd, rootfs: &Rootfs, kind: Kind, most: u32) -> Result<Curve> {
+fn curve(engine: &Containerd, rootfs: &Rootfs, kind: &Kind, most: u32) -> Result<Curve> {
     let mut held = Vec::new();
     let mut starts = Vec::new();
     let mut steps = Vec::new();
@@ -117,7 +117,7 @@ fn curve(engine: &Containerd, rootfs: &Rootfs, kind: Kind, most: u32) -> Result<
     }
     let stop = held.into_iter().map(stop).collect::<Result<Vec<_>>>()?;
     Ok(Curve {
-        kind: kind.name,
+        kind: kind.name.clone(),
         steps,
         stop: Figures::of(stop),
     })

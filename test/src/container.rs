@@ -1,6 +1,11 @@
 //! A container that a test drives through containerd's API.
 
-use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow};
 use containerd_client::{
@@ -830,6 +835,11 @@ impl Container<'_> {
     pub fn stdout(&self) -> String {
         let bytes = self.stdio.as_ref().map(Stdio::stdout).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// When the first byte came on the task's standard output, if one has.
+    pub fn first_output(&self) -> Option<Instant> {
+        self.stdio.as_ref().and_then(Stdio::first_output)
     }
 
     /// What the task has written to its standard error until now.

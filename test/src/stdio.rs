@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
     thread::{self, JoinHandle},
+    time::Instant,
 };
 
 use anyhow::{Context, Result};
@@ -97,6 +98,11 @@ impl Stdio {
         self.stdout.bytes()
     }
 
+    /// When the first byte came on the standard output, if one has.
+    pub fn first_output(&self) -> Option<Instant> {
+        *self.stdout.first.lock().expect("no reader panics")
+    }
+
     /// What came on the standard error until now.
     pub fn stderr(&self) -> Vec<u8> {
         self.stderr.as_ref().map(Reader::bytes).unwrap_or_default()
@@ -139,19 +145,25 @@ impl Drop for Stdio {
 struct Reader {
     path: PathBuf,
     bytes: Arc<Mutex<Vec<u8>>>,
+    first: Arc<Mutex<Option<Instant>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Reader {
     fn start(path: PathBuf) -> Self {
         let bytes = Arc::new(Mutex::new(Vec::new()));
-        let (from, to) = (path.clone(), bytes.clone());
+        let first = Arc::new(Mutex::new(None));
+        let (from, to, began) = (path.clone(), bytes.clone(), first.clone());
         let thread = thread::spawn(move || {
             let Ok(mut file) = std::fs::File::open(from) else {
                 return;
             };
             let mut buffer = vec![0; 1 << 16];
             while let Ok(count @ 1..) = file.read(&mut buffer) {
+                began
+                    .lock()
+                    .expect("no reader panics")
+                    .get_or_insert_with(Instant::now);
                 to.lock()
                     .expect("no reader panics")
                     .extend_from_slice(&buffer[..count]);
@@ -160,6 +172,7 @@ impl Reader {
         Self {
             path,
             bytes,
+            first,
             thread: Some(thread),
         }
     }
