@@ -129,6 +129,14 @@ fn share(engine: &Containerd) -> Result<()> {
         Ok(files.context("no limit of open files")?.to_owned())
     };
     let before = limit(zygote)?;
+    for pid in both.iter().filter(|pid| **pid != zygote) {
+        let raised = limit(*pid)?;
+        let fields: Vec<&str> = raised.split_whitespace().collect();
+        ensure!(
+            fields[3] == fields[4],
+            "the daemon takes what it may: {raised}"
+        );
+    }
     kill(Pid::from_raw(zygote as i32), Signal::SIGKILL)?;
     ensure_dead(zygote)?;
     all.push(started(engine, 4)?);
