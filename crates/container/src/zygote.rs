@@ -166,6 +166,7 @@ where
     let guests = guests();
     // Known to all that it clones.
     cgroup::look_for_mounts();
+    sys::trim_memory();
     serve(socket, daemon, guests);
     Ok(())
 }
