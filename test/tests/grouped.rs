@@ -129,6 +129,14 @@ fn share(engine: &Containerd) -> Result<()> {
         Ok(files.context("no limit of open files")?.to_owned())
     };
     let before = limit(zygote)?;
+    for pid in both.iter().filter(|pid| **pid != zygote) {
+        let raised = limit(*pid)?;
+        let fields: Vec<&str> = raised.split_whitespace().collect();
+        ensure!(
+            fields[3] == fields[4],
+            "the daemon takes what it may: {raised}"
+        );
+    }
     kill(Pid::from_raw(zygote as i32), Signal::SIGKILL)?;
     ensure_dead(zygote)?;
     all.push(started(engine, 4)?);
@@ -248,11 +256,13 @@ fn daemon_killed(engine: &Containerd) -> Result<()> {
     let all = several(engine, 6)?;
     let ids: Vec<String> = all.iter().map(|it| it.id().to_owned()).collect();
     let pids: Vec<u32> = all.iter().map(Container::pid).collect();
-    for pid in daemon(engine) {
+    let both = daemon(engine);
+    for pid in &both {
         // The zygote may go with the daemon before its turn comes.
-        let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL);
     }
-    // At once, while those are cleaned up after.
+    both.into_iter().try_for_each(ensure_dead)?;
+    // While those are cleaned up after.
     let next = started(engine, 0)?;
     for (id, pid) in ids.iter().zip(pids) {
         ensure_dead(pid)?;

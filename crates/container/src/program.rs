@@ -137,8 +137,6 @@ impl Launcher {
         shims: Vec<RawFd>,
     ) -> Result<Program, String> {
         let guest = self.guests.load(artifact, function, &self.settings)?;
-        // A waiting container, and an idle guest, is to take no more than it needs.
-        sys::trim_memory();
         Ok(Program::Guest(guest, shims))
     }
 
@@ -201,6 +199,8 @@ impl Launcher {
                 Ok(()) => FromInit::Started,
                 Err(reason) => FromInit::Failed(reason),
             });
+            // The guest, which may do nothing for long, needs little of what it took to get here.
+            sys::trim_memory();
         });
         sys::exit_now(code)
     }

@@ -170,6 +170,7 @@ where
     // libcontainer reads /proc through a mount of its own, which the library keeps: made here it is
     // made, and taken down, once, not in every helper. Without it they make theirs.
     let _ = ProcfsHandle::new();
+    sys::trim_memory();
     serve(socket, daemon, guests);
     Ok(())
 }

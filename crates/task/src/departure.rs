@@ -31,8 +31,8 @@ const EXPECTED: Duration = Duration::from_secs(60);
 /// container is often not far.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// How soon a daemon that is still expecting somebody looks again.
-const PAUSE: Duration = Duration::from_millis(100);
+/// How soon a daemon that is still expecting somebody, or finds the lock taken, looks again.
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// Decides when the daemon ends.
 pub struct Departure {
