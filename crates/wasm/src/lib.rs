@@ -37,6 +37,7 @@ mod state;
 mod stdio;
 mod tls;
 mod trust;
+mod unknown;
 mod worker;
 
 pub use artifact::Kind;

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
-use wasmparser::{Parser, Payload};
+use wasmparser::{Parser, Payload, TypeRef};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module, UnknownImportError};
 
@@ -20,7 +20,7 @@ use crate::artifact::Kind;
 use crate::engine::Concurrency;
 use crate::serve::Handler;
 use crate::settings::Flags;
-use crate::{compose, engine, sandbox};
+use crate::{compose, engine, sandbox, unknown};
 
 /// The first argument with which a program has to call [`worker_main`]. The second is the worker's own.
 pub const WORKER_ACTION: &str = "compile-worker";
@@ -111,12 +111,12 @@ fn compile(wasm: &[u8], flags: &Flags) -> Result<(Kind, Vec<u8>), String> {
             }
         }
     } else {
-        if let Some((module, name)) = foreign_import(wasm) {
+        if let Some((module, name)) = foreign_import(wasm, flags) {
             return Err(unknown_import(module, name));
         }
         let engine = engine::engine(flags).map_err(text)?;
         let module = Module::from_binary(&engine, wasm).map_err(text)?;
-        check_module(&engine, &module)?;
+        check_module(&engine, &module, flags)?;
         Ok((Kind::Module, module.serialize().map_err(text)?))
     }
 }
@@ -134,7 +134,7 @@ fn compile_component(
 ) -> Result<Vec<u8>, String> {
     let component = Component::from_binary(engine, wasm).map_err(text)?;
     let linker = engine::component_linker(engine, concurrency, flags).map_err(text)?;
-    linker.instantiate_pre(&component).map_err(|error| {
+    unknown::link_component(&linker, &component, concurrency, flags).map_err(|error| {
         let imports = engine::component_imports(flags);
         format!("{}; {imports}", text(error))
     })?;
@@ -163,7 +163,7 @@ fn handler(wasm: &[u8]) -> Option<Handler> {
 
 /// An import of a core module from where nothing is provided. Looked for beforehand, since a large
 /// module is compiled for minutes; what else is wrong with imports, or the module, is found later.
-fn foreign_import(wasm: &[u8]) -> Option<(&str, &str)> {
+fn foreign_import<'a>(wasm: &'a [u8], flags: &Flags) -> Option<(&'a str, &'a str)> {
     let imports = Parser::new(0)
         .parse_all(wasm)
         .find_map(|payload| match payload {
@@ -174,13 +174,16 @@ fn foreign_import(wasm: &[u8]) -> Option<(&str, &str)> {
     imports
         .into_imports()
         .map_while(Result::ok)
-        .find(|import| !engine::MODULE_IMPORTS.contains(&import.module))
+        .find(|import| {
+            let may_trap = flags.unknown_imports_trap && matches!(import.ty, TypeRef::Func(_));
+            !may_trap && !engine::MODULE_IMPORTS.contains(&import.module)
+        })
         .map(|import| (import.module, import.name))
 }
 
-fn check_module(engine: &Engine, module: &Module) -> Result<(), String> {
+fn check_module(engine: &Engine, module: &Module, flags: &Flags) -> Result<(), String> {
     let linker = engine::module_linker(engine).map_err(text)?;
-    match linker.instantiate_pre(module) {
+    match unknown::link_module(&linker, module, flags) {
         Ok(_) => Ok(()),
         Err(error) => Err(match error.downcast_ref::<UnknownImportError>() {
             Some(import) => unknown_import(import.module(), import.name()),
@@ -191,8 +194,8 @@ fn check_module(engine: &Engine, module: &Module) -> Result<(), String> {
 
 fn unknown_import(module: &str, name: &str) -> String {
     format!(
-        "it imports {module:?}.{name:?}, which nothing provides; a module may import WASI 0.1 \
-         (\"wasi_snapshot_preview1\") and nothing else"
+        "it imports {module:?}.{name:?}, which nothing provides; {}",
+        engine::module_imports()
     )
 }
 

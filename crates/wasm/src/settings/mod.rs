@@ -160,6 +160,7 @@ impl Settings {
             proposals: self.engine.proposals.clone(),
             fuel: self.limits.fuel.is_some(),
             keyvalue: self.wasi.keyvalue,
+            unknown_imports_trap: self.engine.unknown_imports_trap,
         }
     }
 
