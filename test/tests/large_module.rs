@@ -40,13 +40,22 @@ print(open("/tmp/file").read())
 sys.exit(200)
 "#;
     let output = run(engine, "", script)?;
-    assert_eq!(output.text(), "[[\"-c\", \"one\"], 10]\nwritten\n", "{}", output.errors());
+    assert_eq!(
+        output.text(),
+        "[[\"-c\", \"one\"], 10]\nwritten\n",
+        "{}",
+        output.errors()
+    );
     assert_eq!(output.status, 200);
     let output = run(engine, "", "print('a line')")?;
     assert_eq!((output.status, output.text()), (0, "a line\n".into()));
     let output = run(engine, "", "raise ValueError('wrong')")?;
     assert_eq!(output.status, 1);
-    assert!(output.errors().contains("ValueError: wrong"), "{}", output.errors());
+    assert!(
+        output.errors().contains("ValueError: wrong"),
+        "{}",
+        output.errors()
+    );
     Ok(())
 }
 

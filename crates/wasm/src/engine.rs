@@ -8,7 +8,8 @@ use std::hash::{Hash, Hasher};
 
 use sha2::{Digest, Sha256};
 use wasmtime::{
-    Config, Enabled, Engine, PoolingAllocationConfig, Result, WasmBacktraceDetails, component,
+    Config, Enabled, Engine, OptLevel, PoolingAllocationConfig, RegallocAlgorithm, Result,
+    WasmBacktraceDetails, component,
 };
 use wasmtime_wasi::I32Exit;
 
@@ -26,6 +27,26 @@ use crate::{keyvalue, logging};
 /// What wasmtime says of flags that cannot be together.
 pub(crate) fn engine(flags: &Flags) -> Result<Engine> {
     Engine::new(&config(flags))
+}
+
+/// Makes the engine in which a module's initialisation runs once, in the compile worker: compiled in
+/// little time, within little address space, and such that the same code does the same everywhere.
+///
+/// # Errors
+/// As [`engine`].
+pub(crate) fn initializing_engine(flags: &Flags) -> Result<Engine> {
+    let mut config = config(flags);
+    config
+        .cranelift_opt_level(OptLevel::None)
+        .cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass)
+        .cranelift_nan_canonicalization(true)
+        .relaxed_simd_deterministic(true)
+        .consume_fuel(false)
+        // A worker may not make files.
+        .memory_init_cow(false)
+        .memory_reservation(0)
+        .memory_guard_size(0);
+    Engine::new(&config)
 }
 
 /// Whether code may run concurrently within one instance, as WASI 0.3 has it. What does not need

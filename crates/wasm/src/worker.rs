@@ -1,7 +1,8 @@
 //! The compile worker: a process that can do nothing but turn one module into native code.
 //!
 //! Its second argument, if there is one, says how to compile, as JSON ([`Flags`]).
-//! Its standard input is the module, or a program and what it may be composed with (`parts.rs`), its
+//! Its standard input is the module, or a program and what it may be composed with (`parts.rs`), and
+//! perhaps what of it is to be run before it is compiled (`package.rs`); its
 //! standard output the file that takes the code, and its
 //! standard error takes one line of JSON at the end, the [`Report`]. Text before that line comes
 //! from a compiler that panicked or ran out of memory.
@@ -18,6 +19,8 @@ use wasmtime::{Engine, Module, UnknownImportError};
 
 use crate::artifact::Kind;
 use crate::engine::Concurrency;
+use crate::initialize::initialize;
+use crate::package::Job;
 use crate::serve::Handler;
 use crate::settings::Flags;
 use crate::{compose, engine, sandbox, unknown};
@@ -48,20 +51,24 @@ pub(crate) enum Report {
 /// there must be one thread, and the user must be root. The exit code is 0 when there is code.
 pub fn worker_main() -> ExitCode {
     let report = run();
-    let code = match report {
-        Report::Compiled(_) => ExitCode::SUCCESS,
+    match tell(&report) {
+        Ok(()) if matches!(report, Report::Compiled(_)) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
-    };
-    let line = serde_json::to_string(&report).expect("a report is plain text");
-    match writeln!(io::stderr(), "\n{line}") {
-        Ok(()) => code,
-        Err(_) => ExitCode::FAILURE,
     }
+}
+
+fn tell(report: &Report) -> io::Result<()> {
+    let line = serde_json::to_string(report).expect("a report is plain text");
+    writeln!(io::stderr(), "\n{line}")
 }
 
 fn run() -> Report {
     let flags = std::env::args().nth(2);
-    if let Err(error) = sandbox::enter() {
+    let job = match Job::read() {
+        Ok(job) => job,
+        Err(error) => return Report::Failed(format!("reading what is to be run: {error}")),
+    };
+    if let Err(error) = sandbox::enter(job.as_ref()) {
         return Report::Exposed(error.to_string());
     }
     let flags = match flags.map_or(Ok(Flags::default()), |flags| serde_json::from_str(&flags)) {
@@ -72,13 +79,37 @@ fn run() -> Report {
     if let Err(error) = io::stdin().read_to_end(&mut wasm) {
         return Report::Failed(format!("reading the module: {error}"));
     }
-    match compose::program(wasm).and_then(|wasm| compile(&wasm, &flags)) {
+    let made = compose::program(wasm)
+        .and_then(|wasm| match &job {
+            Some(job) => initialized(wasm, job, &flags),
+            None => Ok(wasm),
+        })
+        .and_then(|wasm| compile(&wasm, &flags));
+    match made {
         Ok((kind, code)) => match write(&code) {
             Ok(()) => Report::Compiled(kind),
             Err(error) => Report::Failed(format!("writing its native code: {error}")),
         },
         Err(reason) => Report::Refused(reason),
     }
+}
+
+/// The module that `wasm` is after its initialisation.
+fn initialized(wasm: Vec<u8>, job: &Job, flags: &Flags) -> Result<Vec<u8>, String> {
+    if is_component(&wasm) {
+        return Err(
+            "it is a component; only modules can be initialised beforehand (preinit.function)"
+                .into(),
+        );
+    }
+    if let Some((module, name)) = foreign_import(&wasm, flags) {
+        return Err(unknown_import(module, name));
+    }
+    initialize(&wasm, job, flags, |reason| {
+        // Whoever waits goes by the exit code, should this fail.
+        let _ = tell(&Report::Refused(reason));
+        std::process::exit(1)
+    })
 }
 
 /// Writes to standard output as it stands, without the standard library's search for line ends.

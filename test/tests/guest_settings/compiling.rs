@@ -93,12 +93,12 @@ fn unknown_imports(engine: &Containerd) -> Result<()> {
     let lift = "(drop (call $lift (i32.const 1)))";
     let yields = "(drop (call $yield))";
     for (unused, used, named) in [
+        (module(yields), module(lift), &["harbour", "lift"][..]),
         (
-            module(yields),
-            module(lift),
-            &["harbour", "lift"][..],
+            component(""),
+            component(lift),
+            &["dock:yard/crane@1.0.0", "lift"],
         ),
-        (component(""), component(lift), &["dock:yard/crane@1.0.0", "lift"]),
     ] {
         run_text(engine, ON, &unused)?.success()?;
         let said = text_guest(engine, "", &unused)?.refused()?;

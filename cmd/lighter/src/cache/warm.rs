@@ -54,9 +54,8 @@ impl Warm {
         let modules = self.modules()?;
         let mut settings = wasm::Settings::default();
         settings.engine.unknown_imports_trap = self.unknown_imports_trap;
-        let cache =
-            wasm::Cache::open(&self.place.cache_dir, "/proc/self/exe", settings.flags())?
-                .with_limit(self.limit.max_size);
+        let cache = wasm::Cache::open(&self.place.cache_dir, "/proc/self/exe", settings.flags())?
+            .with_limit(self.limit.max_size);
         let count = modules.len();
         let queue = Mutex::new(modules.into_iter());
         let failed = AtomicBool::new(false);
