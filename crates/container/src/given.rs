@@ -34,9 +34,9 @@ pub(crate) fn each(
         send: &mut send,
     };
     for path in paths {
-        found
-            .add(Path::new(path))
-            .map_err(|(path, error)| format!("the file {path} that is set: {error}"))?;
+        found.add(Path::new(path)).map_err(|(path, error)| {
+            format!("{path}, which is to be given to its initialisation (preinit.files): {error}")
+        })?;
     }
     (found.send)(&mut found.files).map_err(|error| error.to_string())
 }
