@@ -134,15 +134,15 @@ fn told(function: &str, how: &str, words: &Words) -> String {
 /// The view of the world of every initialisation.
 fn state(words: &Words) -> wasmtime::Result<State> {
     let mut wasi = WasiCtxBuilder::new();
-    wasi.preopened_dir("/", "/", FsPerms::ReadOnly)?
+    wasi.allow_blocking_current_thread(true)
+        .preopened_dir("/", "/", FsPerms::ReadOnly)?
         .stdout(words.clone())
         .stderr(words.clone())
         .wall_clock(Ticks::default())
         .monotonic_clock(Ticks::default())
         .secure_random(Deterministic::new(numbers()))
         .insecure_random(Deterministic::new(numbers()))
-        .insecure_random_seed(0)
-        .allow_blocking_current_thread(true);
+        .insecure_random_seed(0);
     let settings = Arc::new(Settings::default());
     let common = Common {
         stderr: Output::stderr()?,
