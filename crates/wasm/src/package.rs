@@ -247,3 +247,75 @@ fn settle(file: &File) -> io::Result<()> {
     let epoch = SystemTime::UNIX_EPOCH;
     file.set_times(FileTimes::new().set_accessed(epoch).set_modified(epoch))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(content: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        file
+    }
+
+    fn initialization(function: &str, files: &[(&str, &[u8])]) -> Initialization {
+        Initialization {
+            function: function.to_owned(),
+            time: Time::seconds(1),
+            files: files
+                .iter()
+                .map(|(path, content)| ((*path).to_owned(), file(content)))
+                .collect(),
+        }
+    }
+
+    fn key(function: &str, files: &[(&str, &[u8])], module: &[u8]) -> Digest {
+        let initialization = initialization(function, files);
+        let memory = Memory::new("/nowhere/digests".into());
+        let digest = Sha256::digest(module).into();
+        let key = initialization.key(&digest, &memory).unwrap();
+        let size = module.len() as u64;
+        let (_, packed) = initialization.pack(&file(module), size, None).unwrap();
+        assert_eq!(packed, key, "what is looked for is what is made");
+        let (_, named) = initialization
+            .pack(&file(b"parts"), 5, Some(&digest))
+            .unwrap();
+        assert_eq!(named, key);
+        key
+    }
+
+    #[test]
+    fn a_key_stands_for_all_that_counts_and_no_more() {
+        let one = key("f", &[("/a", b"x"), ("/b", b"y")], b"module");
+        assert_eq!(one, key("f", &[("/b", b"y"), ("/a", b"x")], b"module"));
+        for other in [
+            key("g", &[("/a", b"x"), ("/b", b"y")], b"module"),
+            key("f", &[("/a", b"x"), ("/c", b"y")], b"module"),
+            key("f", &[("/a", b"x"), ("/b", b"z")], b"module"),
+            key("f", &[("/a", b"y"), ("/b", b"x")], b"module"),
+            key("f", &[("/a", b"x")], b"module"),
+            key("f", &[("/a", b"x"), ("/b", b"y")], b"other"),
+            key("f/a", &[("/b", b"y")], b"module"),
+        ] {
+            assert_ne!(one, other);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_given_is_told() {
+        let memory = Memory::new("/nowhere/digests".into());
+        let refusal = |initialization: &Initialization| {
+            let refused = initialization.key(&[0; 32], &memory).unwrap_err();
+            refused.to_string()
+        };
+        let names: Vec<_> = (0..=MAX_FILES).map(|number| format!("/{number}")).collect();
+        let many: Vec<_> = names.iter().map(|name| (&name[..], &b""[..])).collect();
+        assert!(refusal(&initialization("f", &many)).contains("257 files"));
+        let large = initialization("f", &[("/large", b"")]);
+        large.files[0].1.set_len(MAX_BYTES + 1).unwrap();
+        assert!(refusal(&large).contains("268435457 bytes"));
+        for path in ["/../x", "x", "/", "/a/../../b", ""] {
+            assert!(refusal(&initialization("f", &[(path, b"")])).contains("no regular file"));
+        }
+    }
+}
