@@ -263,11 +263,13 @@ const ALLOWED: &[&str] = &[
     "writev",
 ];
 
-/// What an initialisation needs beside that: to look at the files of its root, and to set itself timers.
+/// What an initialisation needs beside that: to look at the files of its root, to wait, and to know what it
+/// has used.
 const READING: &[&str] = &[
     "clock_nanosleep",
     "fadvise64",
     "getdents64",
+    "getrusage",
     "openat",
     "openat2",
     "pread64",
