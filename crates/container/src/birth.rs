@@ -14,6 +14,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use crate::cgroup::{self, Cgroup};
 use crate::checkpoint::Checkpoint;
 use crate::exec::Exec;
+use crate::given::Given;
 use crate::message::{self, AsyncSocket};
 use crate::orphan::Orphan;
 use crate::program::{FromInit, ToInit};
@@ -94,6 +95,15 @@ pub enum Module {
     },
 }
 
+/// Wasm that native code is asked for.
+#[derive(Debug)]
+pub struct Wanted {
+    /// The wasm.
+    pub module: Module,
+    /// What the code is to be made with.
+    pub given: Vec<Given>,
+}
+
 impl Container {
     /// Builds a container up to where the OCI runtime spec says "created". `artifact` gives a
     /// module's native code, or nothing where there is no such module. Returns the process's
@@ -105,7 +115,7 @@ impl Container {
         zygote: &Zygote,
         create: Create,
         stdio: ProcessStdio,
-        artifact: impl Fn(Module) -> F,
+        artifact: impl Fn(Wanted) -> F,
     ) -> Result<(Self, Option<Console>), String>
     where
         F: Future<Output = Result<Option<File>, String>>,
@@ -141,14 +151,14 @@ impl Container {
                 }),
             }
         });
-        let mut told = None;
+        let (mut told, mut given) = (None, Vec::new());
         loop {
             tokio::select! {
                 biased;
                 said = init.receive() => match said {
                     Ok(Some((FromInit::Failed(reason), _))) => told = Some(reason),
                     said => {
-                        if answer(&init, said, &artifact).await {
+                        if answer(&init, said, &mut given, &artifact).await {
                             kind = Kind::Guest;
                         }
                     }
@@ -248,7 +258,7 @@ impl Container {
         zygote: &Zygote,
         exec: Exec,
         stdio: ProcessStdio,
-        artifact: impl Fn(Module) -> F,
+        artifact: impl Fn(Wanted) -> F,
         born: impl FnOnce(Process, Option<Console>),
     ) -> Result<(), String>
     where
@@ -287,9 +297,18 @@ impl Container {
         }
         // Only the process has them now.
         drop((theirs, stdio));
-        let mut said = ours.receive().await;
-        while let Ok(Some((FromInit::Wasm { .. } | FromInit::Absent { .. }, _))) = &said {
-            answer(&ours, said, &artifact).await;
+        let (mut said, mut given) = (ours.receive().await, Vec::new());
+        while let Ok(Some((asked, _))) = &said {
+            let is_asking = match asked {
+                FromInit::Given { .. } => false,
+                FromInit::Wasm { .. } | FromInit::Absent { .. } => true,
+                FromInit::Started | FromInit::Failed(_) => break,
+            };
+            answer(&ours, said, &mut given, &artifact).await;
+            if !is_asking {
+                said = ours.receive().await;
+                continue;
+            }
             said = match tokio::time::timeout(INSTANTIATION, ours.receive()).await {
                 Ok(said) => said,
                 Err(_) => return Ok(()),
@@ -341,11 +360,13 @@ async fn ask(zygote: &Zygote, request: &Request) -> Result<(), String> {
     }
 }
 
-/// Answers what a process has asked; whether it has been sent native code.
+/// Answers what a process has asked; whether it has been sent native code. What it gives is kept in
+/// `given` for what it asks next.
 async fn answer<F>(
     init: &AsyncSocket,
     asked: io::Result<Option<(FromInit, Vec<OwnedFd>)>>,
-    artifact: &impl Fn(Module) -> F,
+    given: &mut Vec<Given>,
+    artifact: &impl Fn(Wanted) -> F,
 ) -> bool
 where
     F: Future<Output = Result<Option<File>, String>>,
@@ -359,6 +380,14 @@ where
             None => Err("the container's init sent no file".to_owned()),
         },
         Ok(Some((FromInit::Absent { name }, _))) => Ok(Module::Layer { name }),
+        Ok(Some((FromInit::Given { paths }, fds))) => {
+            let files = paths.into_iter().zip(fds);
+            given.extend(files.map(|(path, fd)| Given {
+                path,
+                file: File::from(fd),
+            }));
+            return false;
+        }
         // The daemon holds the other end itself until the create is over.
         Ok(None) => return false,
         Ok(Some((other, _))) => {
@@ -371,7 +400,10 @@ where
         }
     };
     let made = match module {
-        Ok(module) => artifact(module).await,
+        Ok(module) => {
+            let given = std::mem::take(given);
+            artifact(Wanted { module, given }).await
+        }
         Err(reason) => Err(reason),
     };
     let sent = match &made {

@@ -7,6 +7,12 @@ pub trait Guests {
     /// Tells a guest by its file's first bytes.
     fn recognizes(&self) -> fn(&[u8]) -> bool;
 
+    /// The files and folders of the container that native code is made with, as `settings` say.
+    ///
+    /// # Errors
+    /// What is wrong with the settings.
+    fn files(&self, settings: &str) -> Result<Vec<String>, String>;
+
     /// Readies the guest whose native code is `artifact`, to be entered at `function` or at its
     /// default. `settings` are those of [`Create::guest`](crate::Create::guest). Called in the
     /// container's init with the container's privileges, before Start.

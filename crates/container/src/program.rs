@@ -20,12 +20,19 @@ use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
 use crate::entrypoint::{self, Entrypoint, EntrypointError};
+use crate::given::Given;
 use crate::guest::{Guest, Guests, Invocation};
-use crate::{message, sys};
+use crate::{given, message, sys};
 
 /// What an init tells the daemon.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromInit {
+    /// Files of the container that the entrypoint's native code is made with; their descriptors come
+    /// along. Said before the entrypoint is.
+    Given {
+        /// Their paths in the container.
+        paths: Vec<String>,
+    },
     /// The entrypoint is this wasm file; its descriptor comes along.
     Wasm {
         /// The path in the container, for messages.
@@ -163,6 +170,10 @@ impl Launcher {
         question: &FromInit,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Option<File>, String> {
+        let paths = self.guests.files(&self.settings)?;
+        if !paths.is_empty() {
+            given::each(&paths, |files| self.give(files))?;
+        }
         let ask = || -> io::Result<Option<(ToInit, Vec<OwnedFd>)>> {
             message::send(&*self.daemon, question, fds)?;
             message::receive(&*self.daemon)
@@ -177,6 +188,15 @@ impl Launcher {
             Ok(None) => Err("the shim went away while it was asked for native code".to_owned()),
             Err(error) => Err(format!("asking the shim for native code failed: {error}")),
         }
+    }
+
+    /// Hands files to the daemon.
+    fn give(&self, files: &mut Vec<Given>) -> io::Result<()> {
+        let paths = files.iter().map(|given| given.path.clone()).collect();
+        let fds: Vec<_> = files.iter().map(|given| given.file.as_fd()).collect();
+        message::send(&*self.daemon, &FromInit::Given { paths }, &fds)?;
+        files.clear();
+        Ok(())
     }
 
     fn tell(&self, message: FromInit) {

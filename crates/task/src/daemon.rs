@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use container::{Bundle, Logging, Module, Reaper, Zygote};
+use container::{Bundle, Logging, Module, Reaper, Wanted, Zygote};
+use wasm::Initialization;
 
 use crate::events::Publisher;
 use crate::guests::{Caches, Which};
@@ -42,7 +43,7 @@ impl Daemon {
         }
     }
 
-    /// The native code of `module`, which a process of the container `id` is to run; `None` where
+    /// The native code that is `wanted`, which a process of the container `id` is to run; `None` where
     /// there is no such module.
     ///
     /// # Errors
@@ -52,16 +53,29 @@ impl Daemon {
         id: &str,
         bundle: &Bundle,
         options: &Options,
-        module: Module,
+        wanted: Wanted,
     ) -> Result<Option<File>, String> {
         let cache = &Which {
             folder: options.cache_dir.as_deref(),
             flags: options.guest.flags(),
             size: options.cache_size.unwrap_or(wasm::DEFAULT_CACHE_SIZE),
         };
-        let name = match module {
+        let preinit = &options.guest.preinit;
+        let initialization = preinit.function.clone().map(|function| Initialization {
+            function,
+            time: preinit.time,
+            files: wanted
+                .given
+                .into_iter()
+                .map(|it| (it.path, it.file))
+                .collect(),
+        });
+        let name = match wanted.module {
             Module::File { file, path } => {
-                let made = self.caches.artifact(cache, file, path).await;
+                let made = match initialization {
+                    Some(it) => self.caches.initialized(cache, it, file, path).await,
+                    None => self.caches.artifact(cache, file, path).await,
+                };
                 return made.map(Some);
             }
             Module::Layer { name } => name,
@@ -72,12 +86,23 @@ impl Daemon {
         let Some(layer) = found.map_err(|error| error.to_string())? else {
             return Ok(None);
         };
-        let key = layer.key();
+        let (key, name) = (layer.key(), layer.name());
+        let read = || async { layer.read().await.map_err(|error| error.to_string()) };
+        if let Some(it) = initialization {
+            let it = Arc::new(it);
+            let known = self.caches.known_initialized(cache, &it, key, name.clone());
+            if let Some(known) = known.await? {
+                return Ok(Some(known));
+            }
+            let made = self
+                .caches
+                .initialized_of(cache, it, key, read().await?, name);
+            return made.await.map(Some);
+        }
         if let Some(known) = self.caches.known(cache, key).await? {
             return Ok(Some(known));
         }
-        let module = layer.read().await.map_err(|error| error.to_string())?;
-        let made = self.caches.artifact_of(cache, key, module, layer.name());
+        let made = self.caches.artifact_of(cache, key, read().await?, name);
         made.await.map(Some)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::{Mutex as SyncMutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use container::{Bundle, Console, Exec, Exit, Module, Process, Stdio, StdioPaths};
+use container::{Bundle, Console, Exec, Exit, Process, Stdio, StdioPaths, Wanted};
 use containerd_shim::api::{ExecProcessRequest, Status};
 use containerd_shim::protos::protobuf::MessageField;
 use nix::sys::signal::Signal;
@@ -133,9 +133,9 @@ impl ExecProcess {
             terminal: self.paths.terminal,
             guest: guests::write(&self.task.options().guest),
         };
-        let artifact = |module: Module| {
+        let artifact = |wanted: Wanted| {
             let task = &self.task;
-            daemon.artifact(task.id(), &bundle, task.options(), module)
+            daemon.artifact(task.id(), &bundle, task.options(), wanted)
         };
         let (told, ended) = oneshot::channel();
         let born = |process: Process, console: Option<Console>| {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use container::{Guest, Guests, Invocation, Reaper};
 use tokio::time::Instant;
+use wasm::Initialization;
 use wasm::settings::{Flags, Size};
 
 /// Everything that runs guests, made in the zygote.
@@ -28,6 +29,11 @@ struct Wasm(wasm::Host);
 impl Guests for Wasm {
     fn recognizes(&self) -> fn(&[u8]) -> bool {
         wasm::is_wasm
+    }
+
+    fn files(&self, settings: &str) -> Result<Vec<String>, String> {
+        let preinit = read(settings)?.preinit;
+        Ok(preinit.function.map(|_| preinit.files).unwrap_or_default())
     }
 
     fn load(
@@ -150,6 +156,65 @@ impl Caches {
         let name = path.clone();
         let making = self.in_cache(which, move |cache, reaper| {
             cache.artifact_of(&key, module, &name, &|command| {
+                compile(&name, command, reaper)
+            })
+        });
+        with_news(&path, making).await
+    }
+
+    /// As [`Caches::artifact`], of the module that `initialization` leaves.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn initialized(
+        &self,
+        which: &Which<'_>,
+        initialization: Initialization,
+        module: File,
+        path: String,
+    ) -> Result<File, String> {
+        let name = path.clone();
+        let making = self.in_cache(which, move |cache, reaper| {
+            cache.initialized(&initialization, &module, &name, &|command| {
+                compile(&name, command, reaper)
+            })
+        });
+        with_news(&path, making).await
+    }
+
+    /// As [`Caches::known`], of the module that `initialization` leaves of the one with this key.
+    ///
+    /// # Errors
+    /// As [`Caches::known`], and what is wrong with the files that it is given.
+    pub async fn known_initialized(
+        &self,
+        which: &Which<'_>,
+        initialization: &Arc<Initialization>,
+        key: [u8; 32],
+        path: String,
+    ) -> Result<Option<File>, String> {
+        let initialization = initialization.clone();
+        self.in_cache(which, move |cache, _| {
+            cache.known_initialized(&initialization, &key, &path)
+        })
+        .await
+    }
+
+    /// As [`Caches::artifact_of`], of the module that `initialization` leaves.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn initialized_of(
+        &self,
+        which: &Which<'_>,
+        initialization: Arc<Initialization>,
+        key: [u8; 32],
+        module: File,
+        path: String,
+    ) -> Result<File, String> {
+        let name = path.clone();
+        let making = self.in_cache(which, move |cache, reaper| {
+            cache.initialized_of(&initialization, &key, &module, &name, &|command| {
                 compile(&name, command, reaper)
             })
         });

@@ -16,7 +16,7 @@ use std::time::Instant;
 use container::cgroup::{Cgroup, OomWatch};
 use container::rootfs::{self, Mount};
 use container::{
-    Bundle, Container, Create, Exit, Module, OomKills, Restore, Stdio, StdioPaths, Target,
+    Bundle, Container, Create, Exit, OomKills, Restore, Stdio, StdioPaths, Target, Wanted,
 };
 use containerd_shim::api::{CreateTaskRequest, ExecProcessRequest, Status};
 use containerd_shim::protos::protobuf::MessageField;
@@ -110,8 +110,8 @@ impl Task {
             .map_err(|error| Error::Unknown(format!("noting the container's state: {error}")))?;
         let since = Instant::now();
         let kills = OomKills::now();
-        let artifact = async |module: Module| {
-            let made = daemon.artifact(&request.id, &bundle, &options, module);
+        let artifact = async |wanted: Wanted| {
+            let made = daemon.artifact(&request.id, &bundle, &options, wanted);
             let made = given_up.run_until_cancelled(made).await;
             made.unwrap_or_else(|| Err(Error::given_up().to_string()))
         };

@@ -1,7 +1,7 @@
 //! SHA-256 of files, without disturbing their offset.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
 use sha2::{Digest as _, Sha256};
@@ -22,18 +22,15 @@ pub(crate) fn of_file(file: &File, length: u64) -> io::Result<Digest> {
     Ok(hash.finalize().into())
 }
 
-/// Copies `length` bytes from the start of `from` to the start of `to`, and hashes what it copied.
+/// Copies `length` bytes from the start of `from` to where `to` is, and hashes what it copied.
 ///
 /// # Errors
-/// As [`of_file`], and what pwrite(2) says.
-pub(crate) fn of_copy(from: &File, to: &File, length: u64) -> io::Result<Digest> {
+/// As [`of_file`], and what write(2) says.
+pub(crate) fn of_copy(from: &File, mut to: &File, length: u64) -> io::Result<Digest> {
     let mut hash = Sha256::new();
-    let mut offset = 0;
     each_chunk(from, length, |chunk| {
         hash.update(chunk);
-        to.write_all_at(chunk, offset)?;
-        offset += chunk.len() as u64;
-        Ok(())
+        to.write_all(chunk)
     })?;
     Ok(hash.finalize().into())
 }

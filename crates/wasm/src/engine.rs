@@ -8,7 +8,8 @@ use std::hash::{Hash, Hasher};
 
 use sha2::{Digest, Sha256};
 use wasmtime::{
-    Config, Enabled, Engine, PoolingAllocationConfig, Result, WasmBacktraceDetails, component,
+    Config, Enabled, Engine, OptLevel, PoolingAllocationConfig, RegallocAlgorithm, Result,
+    WasmBacktraceDetails, component,
 };
 use wasmtime_wasi::I32Exit;
 
@@ -26,6 +27,26 @@ use crate::{keyvalue, logging};
 /// What wasmtime says of flags that cannot be together.
 pub(crate) fn engine(flags: &Flags) -> Result<Engine> {
     Engine::new(&config(flags))
+}
+
+/// Makes the engine in which a module's initialisation runs once, in the compile worker: compiled in
+/// little time, within little address space, and such that the same code does the same everywhere.
+///
+/// # Errors
+/// As [`engine`].
+pub(crate) fn initializing_engine(flags: &Flags) -> Result<Engine> {
+    let mut config = config(flags);
+    config
+        .cranelift_opt_level(OptLevel::None)
+        .cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass)
+        .cranelift_nan_canonicalization(true)
+        .relaxed_simd_deterministic(true)
+        .consume_fuel(false)
+        // A worker may not make files.
+        .memory_init_cow(false)
+        .memory_reservation(0)
+        .memory_guard_size(0);
+    Engine::new(&config)
 }
 
 /// Whether code may run concurrently within one instance, as WASI 0.3 has it. What does not need
@@ -97,6 +118,10 @@ fn config(flags: &Flags) -> Config {
     config
 }
 
+/// What else can be done about an import.
+const TRAPPING: &str =
+    "; with engine.unknown_imports_trap = true any other function traps when it is called";
+
 /// The names under which core modules import WASI 0.1: its own, and the draft's.
 pub(crate) const MODULE_IMPORTS: [&str; 2] = ["wasi_snapshot_preview1", "wasi_unstable"];
 
@@ -115,6 +140,19 @@ pub(crate) fn module_linker(engine: &Engine) -> Result<wasmtime::Linker<State>> 
     linker.allow_shadowing(false);
     Ok(linker)
 }
+
+/// The packages of WASI that every component may import from.
+pub(crate) const COMPONENT_IMPORTS: [&str; 9] = [
+    "cli",
+    "clocks",
+    "config",
+    "filesystem",
+    "http",
+    "io",
+    "logging",
+    "random",
+    "sockets",
+];
 
 /// What components may import: WASI 0.2 and 0.3, with requests over HTTP, `wasi:config`,
 /// `wasi:logging`, and what `flags` allow.
@@ -140,15 +178,23 @@ pub(crate) fn component_linker(
     Ok(linker)
 }
 
+/// What a module may import, for people.
+pub(crate) fn module_imports() -> String {
+    format!(
+        "a module may import WASI 0.1 ({:?}) and nothing else{TRAPPING}",
+        MODULE_IMPORTS[0]
+    )
+}
+
 /// What a component may import, for people.
 pub(crate) fn component_imports(flags: &Flags) -> String {
+    let keyvalue = match flags.keyvalue {
+        true => ", keyvalue",
+        false => "; keyvalue where wasi.keyvalue is set",
+    };
     format!(
-        "a component may import WASI 0.2 and 0.3 (wasi:cli, clocks, config, filesystem, http, io, \
-         logging, random, sockets{}) and nothing else",
-        match flags.keyvalue {
-            true => ", keyvalue",
-            false => "; keyvalue where wasi.keyvalue is set",
-        }
+        "a component may import WASI 0.2 and 0.3 (wasi:{}{keyvalue}) and nothing else{TRAPPING}",
+        COMPONENT_IMPORTS.join(", ")
     )
 }
 

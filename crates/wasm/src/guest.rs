@@ -251,11 +251,8 @@ fn store(
     invocation: &Invocation,
     settings: Arc<Settings>,
 ) -> wasmtime::Result<Store<State>> {
-    let mut wasi = world(invocation, &settings)?;
-    wasi.stdin(Stdin::new()?)
-        .stdout(Output::stdout()?)
-        // There is one guest in this process: it may block it.
-        .allow_blocking_current_thread(true);
+    let mut wasi = world(invocation, &settings, Blocking::Allowed)?;
+    wasi.stdin(Stdin::new()?).stdout(Output::stdout()?);
     let common = Common {
         stderr: Output::stderr()?,
         store: keyvalue::stores(&settings.keyvalue)(),
@@ -321,12 +318,25 @@ fn limits(set: &Limits, memory: Option<usize>) -> Option<StoreLimits> {
     Some(limits.build())
 }
 
+/// Whether what a guest does with files may block the thread that it runs on. Else each such call is
+/// another thread's, which takes several times as long.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blocking {
+    /// There is one guest in this process.
+    Allowed,
+    /// Others run on the same thread.
+    Forbidden,
+}
+
 /// All that a guest gets but its standard streams.
 pub(crate) fn world(
     invocation: &Invocation,
     settings: &Arc<Settings>,
+    blocking: Blocking,
 ) -> wasmtime::Result<WasiCtxBuilder> {
     let mut wasi = WasiCtxBuilder::new();
+    // Folders take this over as they are added.
+    wasi.allow_blocking_current_thread(blocking == Blocking::Allowed);
     wasi.args(&invocation.args).initial_cwd(&invocation.cwd);
     give_files(&mut wasi, settings)?;
     give_network(&mut wasi, settings);

@@ -19,7 +19,7 @@ use crate::guest::{ComponentEntry, Entry, Guest, Work};
 use crate::serve::{self, Server};
 use crate::settings::{Flags, Settings};
 use crate::state::State;
-use crate::{names, signals};
+use crate::{names, signals, unknown};
 
 /// The entry function of a core module that nobody named (WASI application ABI, "command").
 const START: &str = "_start";
@@ -42,7 +42,7 @@ pub enum LoadError {
     /// The process would not end on signals.
     #[error("cannot install signal handlers: {0}")]
     Signals(io::Error),
-    /// An import is missing, although the compile worker found all of them.
+    /// An import is missing: the code was made where the guest may import more.
     #[error("the module's imports do not resolve: {0}")]
     Link(String),
     /// There is nothing to call.
@@ -129,7 +129,7 @@ impl Host {
             let (engine, linker) = for_servers(&flags, concurrency, &settings).map_err(set_up)?;
             let work = load_component(&engine, &linker, concurrency, &flags, artifact, function)?;
             (engine, work)
-        } else if flags == Flags::default() {
+        } else if flags.are_common() {
             self.0.load(kind, &flags, artifact, function)?
         } else {
             let world = World::new(&flags).map_err(set_up)?;
@@ -165,7 +165,7 @@ impl World {
         function: Option<&str>,
     ) -> Result<(Engine, Work), LoadError> {
         let work = match kind {
-            Kind::Module => Work::Once(self.load_module(artifact, function)?),
+            Kind::Module => Work::Once(self.load_module(flags, artifact, function)?),
             Kind::Component | Kind::Server | Kind::ConcurrentServer => load_component(
                 &self.engine,
                 &self.components,
@@ -178,7 +178,12 @@ impl World {
         Ok((self.engine.clone(), work))
     }
 
-    fn load_module(&self, artifact: File, function: Option<&str>) -> Result<Entry, LoadError> {
+    fn load_module(
+        &self,
+        flags: &Flags,
+        artifact: File,
+        function: Option<&str>,
+    ) -> Result<Entry, LoadError> {
         // SAFETY: the file was written by the compile worker and is in a folder of root's, and
         // nobody has it open for writing; wasmtime refuses other versions of its format.
         let module = unsafe { Module::deserialize_open_file(&self.engine, artifact) }
@@ -210,10 +215,10 @@ impl World {
         }
         Ok(Entry::Module {
             initialize: name != INITIALIZE && module.get_export(INITIALIZE).is_some(),
-            pre: self
-                .modules
-                .instantiate_pre(&module)
-                .map_err(|error| LoadError::Link(format!("{error:#}")))?,
+            pre: unknown::link_module(&self.modules, &module, flags).map_err(|error| {
+                // Its code may come from where it may import more.
+                LoadError::Link(format!("{error:#}; {}", engine::module_imports()))
+            })?,
             function: name.to_owned(),
         })
     }
@@ -229,7 +234,8 @@ fn load_component(
 ) -> Result<Work, LoadError> {
     let component =
         map_component(engine, artifact).map_err(|error| LoadError::Map(format!("{error:#}")))?;
-    let pre = linker.instantiate_pre(&component).map_err(|error| {
+    let linked = unknown::link_component(linker, &component, concurrency, flags);
+    let pre = linked.map_err(|error| {
         // Its code may come from where it may import more.
         LoadError::Link(format!("{error:#}; {}", engine::component_imports(flags)))
     })?;

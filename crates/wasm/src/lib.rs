@@ -24,9 +24,11 @@ mod engine;
 mod gate;
 mod guest;
 mod host;
+mod initialize;
 mod keyvalue;
 mod logging;
 mod names;
+mod package;
 mod parts;
 mod recall;
 mod sandbox;
@@ -37,6 +39,7 @@ mod state;
 mod stdio;
 mod tls;
 mod trust;
+mod unknown;
 mod worker;
 
 pub use artifact::Kind;
@@ -45,6 +48,7 @@ pub use cache::{
 };
 pub use guest::{EXIT_HOST_FAILURE, EXIT_TIME_OVER, EXIT_TRAP, Guest, Invocation};
 pub use host::{Host, LoadError};
+pub use package::Initialization;
 pub use parts::Parts;
 pub use settings::Settings;
 pub use signals::install_termination_handlers;

@@ -8,6 +8,7 @@
 //! id, and with kill(2), ptrace(2) and their kin refused, other processes are as far away.
 
 use std::io;
+use std::path::Path;
 
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -16,6 +17,8 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid, chdir, chroot, getppid, pivot_root, setgroups};
+
+use crate::package::Job;
 
 /// The worker's own user and group id. Nothing on a system should use it for anything else.
 pub(crate) const WORKER_ID: u32 = 64_999;
@@ -54,19 +57,21 @@ impl<T, E: Into<Box<dyn std::error::Error + Send + Sync>>> Step<T> for Result<T,
     }
 }
 
-/// Leaves the process with its three standard streams, one thread's memory and nothing else.
-/// Must be called by root, with one thread, before anything is read.
-pub(crate) fn enter() -> Result<(), SandboxError> {
+/// Leaves the process with its three standard streams, one thread's memory and nothing else; with a
+/// job also with its files, unpacked from standard input, to be read.
+/// Must be called by root, with one thread, before anything is read but a job.
+pub(crate) fn enter(job: Option<&Job>) -> Result<(), SandboxError> {
+    let reads = job.is_some();
     let parent = getppid();
     close_descriptors().step("close file descriptors")?;
     offer_to_oom_killer().step("raise oom_score_adj")?;
     leave_namespaces()?;
-    empty_root()?;
+    new_root(job)?;
     drop_privileges()?;
     limit_resources().step("set resource limits")?;
     die_with(parent)?;
     die_in_time(MAX_SECONDS).step("set a deadline")?;
-    filter_system_calls().step("install the seccomp filter")
+    filter_system_calls(reads).step("install the seccomp filter")
 }
 
 /// Closes all but 0, 1 and 2.
@@ -100,8 +105,9 @@ fn leave_namespaces() -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Puts an empty, read-only file system in the place of the whole tree.
-fn empty_root() -> Result<(), SandboxError> {
+/// Puts a read-only file system in the place of the whole tree: an empty one, or one with the files of a
+/// job.
+fn new_root(job: Option<&Job>) -> Result<(), SandboxError> {
     const NOWHERE: Option<&str> = None;
     mount(
         NOWHERE,
@@ -111,15 +117,28 @@ fn empty_root() -> Result<(), SandboxError> {
         NOWHERE,
     )
     .step("make mounts private")?;
+    let rights = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // Any folder will do that is surely there.
-    mount(
-        Some("none"),
-        "/proc",
-        Some("tmpfs"),
-        MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-        Some("size=4k,nr_inodes=1,mode=0555"),
-    )
-    .step("mount an empty root")?;
+    let mount_root = |flags: MsFlags, size: &str| {
+        let options = format!("{size},mode=0555");
+        mount(
+            Some("none"),
+            "/proc",
+            Some("tmpfs"),
+            rights | flags,
+            Some(options.as_str()),
+        )
+        .step("mount an empty root")
+    };
+    match job {
+        None => mount_root(MsFlags::MS_RDONLY, "size=4k,nr_inodes=1")?,
+        Some(job) => {
+            mount_root(MsFlags::empty(), &format!("size={}", job.room()))?;
+            job.unpack(Path::new("/proc")).step("copy its files")?;
+            let flags = rights | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+            mount(NOWHERE, "/proc", NOWHERE, flags, NOWHERE).step("keep its files")?;
+        }
+    }
     chdir("/proc").step("enter the empty root")?;
     match pivot_root(".", ".") {
         Ok(()) => umount2(".", MntFlags::MNT_DETACH).step("detach the old root")?,
@@ -244,10 +263,26 @@ const ALLOWED: &[&str] = &[
     "writev",
 ];
 
-fn filter_system_calls() -> Result<(), libseccomp::error::SeccompError> {
+/// What an initialisation needs beside that: to look at the files of its root, to wait, and to know what it
+/// has used.
+const READING: &[&str] = &[
+    "clock_nanosleep",
+    "fadvise64",
+    "getdents64",
+    "getrusage",
+    "openat",
+    "openat2",
+    "pread64",
+    "preadv",
+    "readlinkat",
+    "readv",
+];
+
+fn filter_system_calls(reads: bool) -> Result<(), libseccomp::error::SeccompError> {
     let mut filter = ScmpFilterContext::new(ScmpAction::Errno(libc::EPERM))?;
     filter.set_act_badarch(ScmpAction::KillProcess)?;
-    for name in ALLOWED {
+    let reading = if reads { READING } else { &[] };
+    for name in ALLOWED.iter().chain(reading) {
         filter.add_rule(ScmpAction::Allow, ScmpSyscall::from_name(name)?)?;
     }
     // Threads of this process, and no other process.

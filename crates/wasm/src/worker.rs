@@ -1,7 +1,8 @@
 //! The compile worker: a process that can do nothing but turn one module into native code.
 //!
 //! Its second argument, if there is one, says how to compile, as JSON ([`Flags`]).
-//! Its standard input is the module, or a program and what it may be composed with (`parts.rs`), its
+//! Its standard input is the module, or a program and what it may be composed with (`parts.rs`), and
+//! perhaps what of it is to be run before it is compiled (`package.rs`); its
 //! standard output the file that takes the code, and its
 //! standard error takes one line of JSON at the end, the [`Report`]. Text before that line comes
 //! from a compiler that panicked or ran out of memory.
@@ -12,15 +13,17 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
-use wasmparser::{Parser, Payload};
+use wasmparser::{Parser, Payload, TypeRef};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module, UnknownImportError};
 
 use crate::artifact::Kind;
 use crate::engine::Concurrency;
+use crate::initialize::initialize;
+use crate::package::Job;
 use crate::serve::Handler;
 use crate::settings::Flags;
-use crate::{compose, engine, sandbox};
+use crate::{compose, engine, sandbox, unknown};
 
 /// The first argument with which a program has to call [`worker_main`]. The second is the worker's own.
 pub const WORKER_ACTION: &str = "compile-worker";
@@ -48,20 +51,24 @@ pub(crate) enum Report {
 /// there must be one thread, and the user must be root. The exit code is 0 when there is code.
 pub fn worker_main() -> ExitCode {
     let report = run();
-    let code = match report {
-        Report::Compiled(_) => ExitCode::SUCCESS,
+    match tell(&report) {
+        Ok(()) if matches!(report, Report::Compiled(_)) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
-    };
-    let line = serde_json::to_string(&report).expect("a report is plain text");
-    match writeln!(io::stderr(), "\n{line}") {
-        Ok(()) => code,
-        Err(_) => ExitCode::FAILURE,
     }
+}
+
+fn tell(report: &Report) -> io::Result<()> {
+    let line = serde_json::to_string(report).expect("a report is plain text");
+    writeln!(io::stderr(), "\n{line}")
 }
 
 fn run() -> Report {
     let flags = std::env::args().nth(2);
-    if let Err(error) = sandbox::enter() {
+    let job = match Job::read() {
+        Ok(job) => job,
+        Err(error) => return Report::Failed(format!("reading what is to be run: {error}")),
+    };
+    if let Err(error) = sandbox::enter(job.as_ref()) {
         return Report::Exposed(error.to_string());
     }
     let flags = match flags.map_or(Ok(Flags::default()), |flags| serde_json::from_str(&flags)) {
@@ -72,13 +79,37 @@ fn run() -> Report {
     if let Err(error) = io::stdin().read_to_end(&mut wasm) {
         return Report::Failed(format!("reading the module: {error}"));
     }
-    match compose::program(wasm).and_then(|wasm| compile(&wasm, &flags)) {
+    let made = compose::program(wasm)
+        .and_then(|wasm| match &job {
+            Some(job) => initialized(wasm, job, &flags),
+            None => Ok(wasm),
+        })
+        .and_then(|wasm| compile(&wasm, &flags));
+    match made {
         Ok((kind, code)) => match write(&code) {
             Ok(()) => Report::Compiled(kind),
             Err(error) => Report::Failed(format!("writing its native code: {error}")),
         },
         Err(reason) => Report::Refused(reason),
     }
+}
+
+/// The module that `wasm` is after its initialisation.
+fn initialized(wasm: Vec<u8>, job: &Job, flags: &Flags) -> Result<Vec<u8>, String> {
+    if is_component(&wasm) {
+        return Err(
+            "it is a component; only modules can be initialised beforehand (preinit.function)"
+                .into(),
+        );
+    }
+    if let Some((module, name)) = foreign_import(&wasm, flags) {
+        return Err(unknown_import(module, name));
+    }
+    initialize(&wasm, job, flags, |reason| {
+        // Whoever waits goes by the exit code, should this fail.
+        let _ = tell(&Report::Refused(reason));
+        std::process::exit(1)
+    })
 }
 
 /// Writes to standard output as it stands, without the standard library's search for line ends.
@@ -111,12 +142,12 @@ fn compile(wasm: &[u8], flags: &Flags) -> Result<(Kind, Vec<u8>), String> {
             }
         }
     } else {
-        if let Some((module, name)) = foreign_import(wasm) {
+        if let Some((module, name)) = foreign_import(wasm, flags) {
             return Err(unknown_import(module, name));
         }
         let engine = engine::engine(flags).map_err(text)?;
         let module = Module::from_binary(&engine, wasm).map_err(text)?;
-        check_module(&engine, &module)?;
+        check_module(&engine, &module, flags)?;
         Ok((Kind::Module, module.serialize().map_err(text)?))
     }
 }
@@ -134,7 +165,7 @@ fn compile_component(
 ) -> Result<Vec<u8>, String> {
     let component = Component::from_binary(engine, wasm).map_err(text)?;
     let linker = engine::component_linker(engine, concurrency, flags).map_err(text)?;
-    linker.instantiate_pre(&component).map_err(|error| {
+    unknown::link_component(&linker, &component, concurrency, flags).map_err(|error| {
         let imports = engine::component_imports(flags);
         format!("{}; {imports}", text(error))
     })?;
@@ -163,7 +194,7 @@ fn handler(wasm: &[u8]) -> Option<Handler> {
 
 /// An import of a core module from where nothing is provided. Looked for beforehand, since a large
 /// module is compiled for minutes; what else is wrong with imports, or the module, is found later.
-fn foreign_import(wasm: &[u8]) -> Option<(&str, &str)> {
+fn foreign_import<'a>(wasm: &'a [u8], flags: &Flags) -> Option<(&'a str, &'a str)> {
     let imports = Parser::new(0)
         .parse_all(wasm)
         .find_map(|payload| match payload {
@@ -174,13 +205,16 @@ fn foreign_import(wasm: &[u8]) -> Option<(&str, &str)> {
     imports
         .into_imports()
         .map_while(Result::ok)
-        .find(|import| !engine::MODULE_IMPORTS.contains(&import.module))
+        .find(|import| {
+            let may_trap = flags.unknown_imports_trap && matches!(import.ty, TypeRef::Func(_));
+            !may_trap && !engine::MODULE_IMPORTS.contains(&import.module)
+        })
         .map(|import| (import.module, import.name))
 }
 
-fn check_module(engine: &Engine, module: &Module) -> Result<(), String> {
+fn check_module(engine: &Engine, module: &Module, flags: &Flags) -> Result<(), String> {
     let linker = engine::module_linker(engine).map_err(text)?;
-    match linker.instantiate_pre(module) {
+    match unknown::link_module(&linker, module, flags) {
         Ok(_) => Ok(()),
         Err(error) => Err(match error.downcast_ref::<UnknownImportError>() {
             Some(import) => unknown_import(import.module(), import.name()),
@@ -191,8 +225,8 @@ fn check_module(engine: &Engine, module: &Module) -> Result<(), String> {
 
 fn unknown_import(module: &str, name: &str) -> String {
     format!(
-        "it imports {module:?}.{name:?}, which nothing provides; a module may import WASI 0.1 \
-         (\"wasi_snapshot_preview1\") and nothing else"
+        "it imports {module:?}.{name:?}, which nothing provides; {}",
+        engine::module_imports()
     )
 }
 

@@ -1,4 +1,4 @@
-//! What is set of guests: the network, files, limits, serving, interfaces and compiling.
+//! What is set of guests: the network, files, limits, serving, interfaces, compiling and initialisation.
 
 mod compiling;
 mod files;
@@ -7,6 +7,7 @@ mod keyvalue;
 mod limits;
 mod network;
 mod peers;
+mod preinit;
 mod serving;
 
 use std::time::Duration;

@@ -13,7 +13,6 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use wasm::settings::Flags;
 
 use super::{
     Limit, Place,
@@ -41,6 +40,10 @@ pub struct Warm {
     /// containerd's namespace: ctr's is `default`, Docker's `moby`, Kubernetes' `k8s.io`
     #[arg(short, long, default_value = "default")]
     namespace: String,
+    /// Compile what imports functions that nothing provides, for containers whose settings have
+    /// `engine.unknown_imports_trap`
+    #[arg(long)]
+    unknown_imports_trap: bool,
     /// Images that containerd has, whose entrypoints are compiled, and wasm files of this machine
     #[arg(required = true, value_name = "IMAGE|FILE")]
     what: Vec<String>,
@@ -49,7 +52,9 @@ pub struct Warm {
 impl Warm {
     pub fn run(self) -> Result<()> {
         let modules = self.modules()?;
-        let cache = wasm::Cache::open(&self.place.cache_dir, "/proc/self/exe", Flags::default())?
+        let mut settings = wasm::Settings::default();
+        settings.engine.unknown_imports_trap = self.unknown_imports_trap;
+        let cache = wasm::Cache::open(&self.place.cache_dir, "/proc/self/exe", settings.flags())?
             .with_limit(self.limit.max_size);
         let count = modules.len();
         let queue = Mutex::new(modules.into_iter());

@@ -37,6 +37,14 @@ pub enum CacheError {
         /// What the system said.
         source: io::Error,
     },
+    /// What its initialisation is to read cannot be given to it.
+    #[error("cannot give the initialisation of {name} its files (preinit.files): {source}")]
+    Given {
+        /// The module.
+        name: String,
+        /// What the system said, or what is wrong with them.
+        source: io::Error,
+    },
     /// The module is larger than [`MAX_MODULE_BYTES`].
     #[error("{name} has {size} bytes; a wasm module may have at most {MAX_MODULE_BYTES}")]
     TooLarge {

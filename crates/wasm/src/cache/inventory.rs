@@ -92,7 +92,7 @@ impl Inventory {
         };
         let directory = directory.into();
         let version = compatibility(&Flags::default())?;
-        let entries = match *flags == Flags::default() {
+        let entries = match flags.are_common() {
             true => version.clone(),
             false => match compatibility(flags)? {
                 // Not every setting shows in the code.

@@ -37,6 +37,7 @@ use nix::unistd::Uid;
 
 use crate::artifact::{self, Kind};
 use crate::digest::{self, Digest, hex};
+use crate::package::Initialization;
 use crate::recall::Memory;
 use crate::sandbox;
 use crate::settings::{Flags, Size};
@@ -149,17 +150,7 @@ impl Cache {
             name: name.into(),
             source,
         };
-        let metadata = module.metadata().map_err(read)?;
-        if !metadata.is_file() {
-            return Err(read(io::Error::other("it is not a regular file")));
-        }
-        let size = metadata.len();
-        if size > MAX_MODULE_BYTES {
-            return Err(CacheError::TooLarge {
-                name: name.into(),
-                size,
-            });
-        }
+        let size = size(module, name)?;
         let digest = self.memory.digest(module, size).map_err(read)?;
         if let Some(artifact) = self.find(&digest) {
             return Ok(artifact);
@@ -178,6 +169,74 @@ impl Cache {
             Some(artifact) => Ok(artifact),
             None => self.make(copy, &digest, name, run),
         }
+    }
+
+    /// As [`Cache::artifact`], of the module that `initialization` leaves when it has been run.
+    ///
+    /// # Errors
+    /// As [`Cache::artifact`].
+    pub fn initialized(
+        &self,
+        initialization: &Initialization,
+        module: &File,
+        name: &str,
+        run: &dyn Fn(Command) -> io::Result<ExitStatus>,
+    ) -> Result<File, CacheError> {
+        let size = size(module, name)?;
+        let digest = self.memory.digest(module, size);
+        let digest = digest.map_err(|source| CacheError::Read {
+            name: name.into(),
+            source,
+        })?;
+        match self.known_initialized(initialization, &digest, name)? {
+            Some(artifact) => Ok(artifact),
+            None => self.initialize(initialization, module, None, name, run),
+        }
+    }
+
+    /// As [`Cache::known`], of the module that `initialization` leaves of the one with this key.
+    ///
+    /// # Errors
+    /// [`CacheError::Given`].
+    pub fn known_initialized(
+        &self,
+        initialization: &Initialization,
+        key: &[u8; 32],
+        name: &str,
+    ) -> Result<Option<File>, CacheError> {
+        let key = initialization.key(key, &self.memory);
+        Ok(self.find(&key.map_err(given(name))?))
+    }
+
+    /// As [`Cache::artifact_of`], of the module that `initialization` leaves.
+    ///
+    /// # Errors
+    /// As [`Cache::artifact`].
+    pub fn initialized_of(
+        &self,
+        initialization: &Initialization,
+        key: &[u8; 32],
+        module: &File,
+        name: &str,
+        run: &dyn Fn(Command) -> io::Result<ExitStatus>,
+    ) -> Result<File, CacheError> {
+        self.initialize(initialization, module, Some(key), name, run)
+    }
+
+    /// Has a copy of the module and all that it is given initialised.
+    fn initialize(
+        &self,
+        initialization: &Initialization,
+        module: &File,
+        key: Option<&Digest>,
+        name: &str,
+        run: &dyn Fn(Command) -> io::Result<ExitStatus>,
+    ) -> Result<File, CacheError> {
+        let size = size(module, name)?;
+        let packed = initialization.pack(module, size, key);
+        let (package, key) = packed.map_err(given(name))?;
+        let name = format!("{name}, initialised by {}", initialization.function);
+        self.artifact_of(&key, package, &name, run)
     }
 
     /// The intact artifact of the module with this digest. A damaged or foreign file in its place
@@ -289,6 +348,33 @@ impl Cache {
             directory: self.entries.clone(),
             reason: error.to_string(),
         }
+    }
+}
+
+/// The size of a module's file.
+fn size(module: &File, name: &str) -> Result<u64, CacheError> {
+    let read = |source| CacheError::Read {
+        name: name.into(),
+        source,
+    };
+    let metadata = module.metadata().map_err(read)?;
+    if !metadata.is_file() {
+        return Err(read(io::Error::other("it is not a regular file")));
+    }
+    match metadata.len() {
+        size @ 0..=MAX_MODULE_BYTES => Ok(size),
+        size => Err(CacheError::TooLarge {
+            name: name.into(),
+            size,
+        }),
+    }
+}
+
+/// An error with what the initialisation of `name` is given.
+fn given(name: &str) -> impl Fn(io::Error) -> CacheError + '_ {
+    move |source| CacheError::Given {
+        name: name.into(),
+        source,
     }
 }
 

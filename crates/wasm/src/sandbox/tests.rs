@@ -305,7 +305,7 @@ fn nothing_leads_out() {
     ];
     let count = attempts.len();
     let (said, end) = in_a_process(|output| {
-        if let Err(error) = enter() {
+        if let Err(error) = enter(None) {
             let _ = writeln!(output, "not isolated: {error}");
             return;
         }
@@ -327,7 +327,7 @@ fn nothing_leads_out() {
 fn the_numbers_of_x32_are_no_way_around_the_filter() {
     const X32: c_long = 0x4000_0000;
     let (said, end) = in_a_process(|output| {
-        if let Err(error) = enter() {
+        if let Err(error) = enter(None) {
             let _ = writeln!(output, "not isolated: {error}");
             return;
         }

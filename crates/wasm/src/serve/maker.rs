@@ -6,7 +6,7 @@ use wasmtime::{Engine, Store};
 
 use super::settings::Settings;
 use super::shared::Shared;
-use crate::guest::{Invocation, limited_store, tell, world};
+use crate::guest::{Blocking, Invocation, limited_store, tell, world};
 use crate::state::{Common, State};
 use crate::stdio::Output;
 
@@ -28,7 +28,7 @@ impl Maker {
 
     /// A store whose guest lets others on at each tick of the clock, its time limit included.
     pub(super) fn store(&self) -> wasmtime::Result<Store<State>> {
-        let mut wasi = world(&self.invocation, &self.settings.set)?;
+        let mut wasi = world(&self.invocation, &self.settings.set, Blocking::Forbidden)?;
         wasi.stdout(self.stdout.clone());
         let memory = Some(self.settings.max_memory);
         let mut store = limited_store(

@@ -13,6 +13,8 @@ pub struct Engine {
     pub stack_size: Option<Size>,
     /// The proposals to WebAssembly that it may use.
     pub proposals: Proposals,
+    /// Whether a function that it imports and nothing provides traps when it is called.
+    pub unknown_imports_trap: bool,
 }
 
 /// What of the settings an engine is made with, and what may be imported there. With the same flags
@@ -26,6 +28,8 @@ pub struct Flags {
     pub(super) fuel: bool,
     /// Whether `wasi:keyvalue` may be imported.
     pub(crate) keyvalue: bool,
+    /// Whether functions may be imported that nothing provides.
+    pub(crate) unknown_imports_trap: bool,
 }
 
 /// The largest stack: calls of guests that go so deep do not end.
@@ -47,6 +51,15 @@ impl Engine {
 }
 
 impl Flags {
+    /// Whether the engine and the linkers are those of guests of which nothing is set.
+    pub(crate) fn are_common(&self) -> bool {
+        let common = Self {
+            unknown_imports_trap: self.unknown_imports_trap,
+            ..Self::default()
+        };
+        *self == common
+    }
+
     /// Sets what these say.
     pub(crate) fn apply(&self, config: &mut Config) {
         if let Some(Size(size)) = self.stack_size {

@@ -5,13 +5,14 @@
 //! any, a guest has what its container has.
 //!
 //! Reading order: this file (the names), `quantity` (sizes, times and counts), `endpoint`,
-//! `network`, `files`, `interfaces`, `engine`.
+//! `network`, `files`, `interfaces`, `engine`, `preinit`.
 
 mod endpoint;
 mod engine;
 mod files;
 mod interfaces;
 mod network;
+mod preinit;
 mod quantity;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ pub use engine::{Engine, Flags, Proposals};
 pub use files::{Files, Preopen};
 pub use interfaces::{KeyValue, LogLevel, Redis, SECRETS, Secret, Wasi};
 pub use network::{Network, Peer};
+pub use preinit::Preinit;
 pub use quantity::{Count, Size, SizeError, Time};
 
 /// The most requests that a server can be set to handle at a time: each has its place made
@@ -50,6 +52,8 @@ pub struct Settings {
     pub config: BTreeMap<String, String>,
     /// How it is compiled.
     pub engine: Engine,
+    /// What of it is run once, when it is compiled.
+    pub preinit: Preinit,
     /// Where instances that handle requests have their memories.
     pub pool: Pool,
 }
@@ -160,6 +164,7 @@ impl Settings {
             proposals: self.engine.proposals.clone(),
             fuel: self.limits.fuel.is_some(),
             keyvalue: self.wasi.keyvalue,
+            unknown_imports_trap: self.engine.unknown_imports_trap,
         }
     }
 
@@ -183,6 +188,7 @@ impl Settings {
             ));
         }
         self.keyvalue.redis.check()?;
+        self.preinit.check()?;
         self.engine.check()
     }
 }
