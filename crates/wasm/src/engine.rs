@@ -35,6 +35,9 @@ pub(crate) fn engine(flags: &Flags) -> Result<Engine> {
 /// # Errors
 /// As [`engine`].
 pub(crate) fn initializing_engine(flags: &Flags) -> Result<Engine> {
+    // Such code takes several times as much of the stack.
+    let stack = 16 * flags.stack_size.map_or(512 << 10, |size| size.0 as usize);
+    let stack = stack.min(1 << 30);
     let mut config = config(flags);
     config
         .cranelift_opt_level(OptLevel::None)
@@ -42,6 +45,8 @@ pub(crate) fn initializing_engine(flags: &Flags) -> Result<Engine> {
         .cranelift_nan_canonicalization(true)
         .relaxed_simd_deterministic(true)
         .consume_fuel(false)
+        .max_wasm_stack(stack)
+        .async_stack_size(stack + (2 << 20))
         // A worker may not make files.
         .memory_init_cow(false)
         .memory_reservation(0)

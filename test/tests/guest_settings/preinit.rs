@@ -44,8 +44,10 @@ struct Fresh(TempDir);
 
 impl Fresh {
     fn new() -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("cache-");
-        Ok(Self({ folder }.tempdir_in("/var/tmp")?))
+        let folder = tempfile::Builder::new()
+            .prefix("cache-")
+            .tempdir_in("/var/tmp")?;
+        Ok(Self(folder))
     }
 
     fn guest<'a>(

@@ -22,7 +22,7 @@ pub struct Engine {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Flags {
-    pub(super) stack_size: Option<Size>,
+    pub(crate) stack_size: Option<Size>,
     pub(super) proposals: Proposals,
     /// Whether code counts what it does.
     pub(super) fuel: bool,
