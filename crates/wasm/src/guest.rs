@@ -258,7 +258,7 @@ fn store(
         .allow_blocking_current_thread(true);
     let common = Common {
         stderr: Output::stderr()?,
-        store: keyvalue::stores(&settings.keyvalue)(),
+        store: keyvalue::stores(&settings.keyvalue, &invocation.env)(),
         settings,
     };
     let mut store = limited_store(engine, wasi, &common, &invocation.env, None)?;
