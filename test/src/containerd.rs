@@ -103,6 +103,15 @@ impl Containerd {
         Ok(daemon)
     }
 
+    /// The shared daemon of containerd 2.1, for what does not depend on who asks for a container.
+    ///
+    /// # Errors
+    /// As [`Containerd::start`]; the program does not run as root.
+    pub fn newest() -> Result<Arc<Self>> {
+        ensure_root()?;
+        Self::shared(Version::V2_1)
+    }
+
     /// Starts a daemon with settings of its own and waits until it answers.
     ///
     /// # Errors

@@ -15,8 +15,12 @@ pub const HEADERS: u8 = 1;
 pub const RST_STREAM: u8 = 3;
 /// How one side wants to be spoken to.
 pub const SETTINGS: u8 = 4;
+/// A question whether somebody is there.
+pub const PING: u8 = 6;
 /// The end of a connection, and why.
 pub const GOAWAY: u8 = 7;
+/// More room for what the other side sends.
+pub const WINDOW_UPDATE: u8 = 8;
 /// More of a header block.
 pub const CONTINUATION: u8 = 9;
 /// The flag of a stream's last frame.

@@ -56,6 +56,7 @@
 #![forbid(unsafe_code)]
 
 pub mod artifact;
+mod authority;
 pub mod cgroup;
 mod container;
 mod containerd;
@@ -83,6 +84,7 @@ mod stdio;
 mod terminal;
 mod version;
 
+pub use authority::{Authority, Identity};
 pub use container::{Builder, Container, Exit, Output, RUNC, WASMTIME, code};
 pub use containerd::{Containerd, Settings, ensure_root};
 pub use exec::{Exec, ExecBuilder};
@@ -92,7 +94,7 @@ pub use redis::Redis;
 pub use registry::Registry;
 pub use rootfs::{Rootfs, run};
 pub use runtime::call;
-pub use served::Served;
+pub use served::{Bystander, Served};
 pub use stdio::Input;
 pub use terminal::{CTRL_C, CTRL_D, DETACH, Terminal};
 pub use version::{Version, built_programs, guest, repository, target, tools};

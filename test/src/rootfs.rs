@@ -87,6 +87,7 @@ impl Rootfs {
     pub fn guests() -> Result<Self> {
         [
             "counter.wasm",
+            "counter-p3.wasm",
             "hello.wasm",
             "hello-rust.wasm",
             "hello-component.wasm",
@@ -99,6 +100,7 @@ impl Rootfs {
             "tool-http-p3.wasm",
             "tool-p3.wasm",
             "tool-wasi.wasm",
+            "tool-wasi-p3.wasm",
         ]
         .into_iter()
         .try_fold(Self::busybox(), Self::guest)

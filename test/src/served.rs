@@ -1,14 +1,14 @@
 //! A guest that handles requests over HTTP, in a network of its own.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, TcpStream},
     time::Duration,
 };
 
 use anyhow::{Result, ensure};
 
-use crate::{Builder, Container, Containerd, Network, Rootfs};
+use crate::{Builder, Container, Containerd, Network, Rootfs, http2, options::RuntimeOptions};
 
 /// How long a client waits for bytes of an answer before its test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,6 +35,15 @@ impl<'a> Served<'a> {
         more: impl FnOnce(Builder<'a>) -> Builder<'a>,
     ) -> Result<Self> {
         Self::start_in(engine, &Rootfs::guests()?, program, more)
+    }
+
+    /// As [`Served::start`] with these settings, in TOML.
+    ///
+    /// # Errors
+    /// What the create or the start says.
+    pub fn with(engine: &'a Containerd, program: &str, settings: &str) -> Result<Self> {
+        let options = RuntimeOptions::body(settings);
+        Self::start(engine, program, |builder| builder.options(options))
     }
 
     /// As [`Served::start`] with other files.
@@ -64,6 +73,16 @@ impl<'a> Served<'a> {
     /// Those of connect(2).
     pub fn connect(&self) -> Result<TcpStream> {
         self.connect_to(PORT)
+    }
+
+    /// A connection to the guest's port on which HTTP/2 has been begun.
+    ///
+    /// # Errors
+    /// Those of connect(2) and write(2).
+    pub fn connect_2(&self) -> Result<TcpStream> {
+        let mut stream = self.connect()?;
+        http2::begin(&mut stream)?;
+        Ok(stream)
     }
 
     /// A connection to another port beside it.
@@ -122,5 +141,36 @@ impl<'a> Served<'a> {
             self.container.stderr()
         );
         Ok(answer)
+    }
+}
+
+/// A client that keeps its connection, and asks before and after what others do.
+pub struct Bystander(BufReader<TcpStream>);
+
+impl Bystander {
+    /// One that has asked once.
+    ///
+    /// # Errors
+    /// As [`Bystander::ask`].
+    pub fn of(served: &Served) -> Result<Self> {
+        let mut this = Self(BufReader::new(served.connect()?));
+        this.ask()?;
+        Ok(this)
+    }
+
+    /// Asks for `/hello` and ensures the answer.
+    ///
+    /// # Errors
+    /// There is none, or another.
+    pub fn ask(&mut self) -> Result<()> {
+        let get = b"GET /hello HTTP/1.1\r\nHost: tests\r\n\r\n";
+        self.0.get_mut().write_all(get)?;
+        let mut answer = String::new();
+        while !answer.ends_with("\r\n0\r\n\r\n") {
+            ensure!(self.0.read_line(&mut answer)? > 0, "cut off: {answer}");
+        }
+        ensure!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        ensure!(answer.contains("\r\nhello\n\r\n"), "{answer}");
+        Ok(())
     }
 }

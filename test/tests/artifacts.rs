@@ -28,6 +28,7 @@ each_containerd!(
     function,
     several_layers,
     layers_are_composed,
+    composed_before_the_first_start,
     index,
     index_pulled_for_a_platform,
     files_go_before_layers,
@@ -285,6 +286,66 @@ fn layers_are_composed(engine: &Containerd) -> Result<()> {
         assert!(text.contains("test:codes/code"), "{text}");
     }
     engine.ensure_clean()
+}
+
+/// `lighter cache warm` makes what a container will run, and so the container compiles nothing.
+fn composed_before_the_first_start(engine: &Containerd) -> Result<()> {
+    let program = Layer::new(COMPONENT_LAYER, unique(&importing("test:codes/code")?));
+    let other = Layer::new(COMPONENT_LAYER, exporting("test:codes/code", 0)?).title("other.wasm");
+    let layers = [other, program.title("program.wasm")];
+    let mut warmed = Vec::new();
+    for image in [
+        Raw::component("/program.wasm", &layers),
+        // Whose containers may name any of its layers.
+        Raw::artifact(&layers),
+    ] {
+        let image = import(engine, &image)?;
+        let warm = |is: &str| -> Result<()> {
+            let socket = engine.socket().display().to_string();
+            let place = ["--address", &socket, "--namespace", engine.namespace()];
+            let output = lighter(
+                engine,
+                &[&["cache", "warm"], &place[..], &[&image]].concat(),
+            )?;
+            let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+            ensure!(output.status.success(), "{output:?}");
+            let line = printed
+                .lines()
+                .find(|line| line.contains(" program.wasm: "));
+            ensure!(line.is_some_and(|line| line.contains(is)), "{printed}");
+            Ok(())
+        };
+        // Those of the second image are the same.
+        warm(": ")?;
+        warm("is there already")?;
+        let run = container(engine, &image).args(["program.wasm"]).run()?;
+        run.success()?;
+        warmed.push(image);
+    }
+    // Of which the log would tell.
+    let alone = Layer::new(WASM_LAYER, unique(&read("hello.wasm")?)).title("alone.wasm");
+    let cold = import(engine, &Raw::artifact(&[alone]))?;
+    container(engine, &cold)
+        .args(["alone.wasm"])
+        .run()?
+        .success()?;
+    let compiled = |layer: &str, image: &str| {
+        let log = engine.log();
+        let of_it = log
+            .lines()
+            .filter(|line| line.contains(layer) && line.contains(image));
+        of_it.filter(|line| line.contains(": compiling it")).count()
+    };
+    eventually("the log tells", || {
+        (compiled("alone.wasm", &cold) > 0).then_some(())
+    })?;
+    for image in warmed {
+        ensure!(
+            compiled("program.wasm", &image) == 0,
+            "{image} was compiled once more"
+        );
+    }
+    Ok(())
 }
 
 /// Puts one image for several platforms into an archive, and gives its name.

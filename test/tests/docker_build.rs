@@ -225,6 +225,49 @@ fn pulled() -> Result<()> {
     Ok(())
 }
 
+/// An index that has a wasm artifact for each of several platforms: Docker takes the one that it is
+/// asked for, or the one that there is.
+#[test]
+fn index_of_artifacts() -> Result<()> {
+    let engine = containerd_store()?;
+    let layer = |file: &str| -> Result<Layer> {
+        Ok(Layer::new(WASM_LAYER, fs::read(guest(file)?)?).title(file))
+    };
+    let hello = Raw::artifact(&[layer("hello.wasm")?]);
+    let tool = Raw::artifact(&[layer("tool-component.wasm")?]).os("wasip2");
+    let archive = tempfile::NamedTempFile::new_in(engine.folder())?;
+    let path = archive.path().display().to_string();
+    let runs = |image: &str| -> Result<()> {
+        let reply = run(&engine, "wasip1/wasm", image, &["/hello.wasm"])?;
+        let output = reply.success()?;
+        ensure!(output.starts_with("Hello from WebAssembly!\n"), "{output}");
+        let reply = run(
+            &engine,
+            "wasip2/wasm",
+            image,
+            &["/tool-component.wasm", "args"],
+        )?;
+        assert_eq!(reply.success()?, "/tool-component.wasm\nargs\n");
+        Ok(())
+    };
+    let loaded = name("index");
+    Raw::save_index(&[hello.clone(), tool.clone()], &loaded, archive.path())?;
+    engine.docker(&["load", "--input", &path])?.success()?;
+    runs(&loaded)?;
+
+    let registry = Registry::serve(archive.path(), Some(engine.inside()))?;
+    let pulled = registry.name(loaded.trim_start_matches("example.com/"))?;
+    for platform in ["wasip1/wasm", "wasip2/wasm"] {
+        let pull = ["pull", "--platform", platform, &pulled];
+        engine.docker(&pull)?.success()?;
+    }
+    runs(&pulled)?;
+    // What an index has for no platform is not there.
+    let reply = run(&engine, "wasi/wasm", &loaded, &["/hello.wasm"])?;
+    assert_eq!(reply.code, 125, "{reply:?}");
+    Ok(())
+}
+
 /// What is wrong with an artifact stands in what `docker run` prints.
 #[test]
 fn malformed() -> Result<()> {

@@ -3,10 +3,14 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use containerd_client::tonic::Code;
 use lighter_test::{
-    Builder, Containerd, Rootfs, artifact::unique, code, each_containerd, eventually, module,
+    Builder, Containerd, Rootfs,
+    artifact::unique,
+    code,
+    cri::{self, Cri},
+    each_containerd, each_cri, eventually, module,
     options::RuntimeOptions,
 };
 use nix::{
@@ -16,6 +20,11 @@ use nix::{
 use tokio::sync::oneshot;
 
 each_containerd!(the_next_attempt_finds_it_compiled, a_caller_that_goes_away);
+
+mod pods {
+    use super::*;
+    each_cri!(a_kubelets_next_attempt);
+}
 
 /// A cache of its own, and a guest that takes long to compile.
 struct Workshop<'a> {
@@ -135,6 +144,66 @@ fn the_next_attempt_finds_it_compiled(engine: &Containerd) -> Result<()> {
     pause.kill(Signal::SIGKILL)?;
     pause.finish()?;
     engine.ensure_gone(&pod)
+}
+
+/// The same through CRI, whose clients have one deadline for create and start.
+fn a_kubelets_next_attempt(cri: &Cri) -> Result<()> {
+    let engine = cri.engine();
+    let name = format!("example.com/{}:1", cri.new_name("laborious"));
+    let program = format!("/{}.wasm", cri.new_name("laborious"));
+    let mut layer = image::Layer::default();
+    let wasm = unique(&module::laborious(300)?);
+    layer.add(&program, image::Entry::bytes(wasm))?;
+    let image = image::Image {
+        // CRI looks for images of its own platform.
+        platform: "linux/amd64".parse()?,
+        layers: vec![layer],
+        ..image::Image::default()
+    };
+    cri.import(&name, &image)?;
+    let spec = cri::v1::ImageSpec {
+        image: name,
+        ..Default::default()
+    };
+    let pod = cri.pod(cri::WASMTIME).run()?;
+    let attempt = || {
+        let container = pod.container([&program]);
+        let container = container.with(|config| config.image = Some(spec.clone()));
+        container.create()
+    };
+    let id = pod.id();
+    let worker = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| Worker::catch(engine, id));
+        for seconds in [3, 10, 25] {
+            let container = attempt()?;
+            container
+                .start_within(Duration::from_secs(seconds))
+                .expect_err("it cannot be compiled in time");
+            // What containerd still does with it takes as long as it does.
+            eventually("the container can be removed", || container.remove().ok())?;
+            if worker.is_finished() {
+                break;
+            }
+        }
+        worker.join().expect("it does not panic")
+    })?;
+    ensure!(worker.is_there(), "it goes on without the container");
+    worker.go_on()?;
+    let container = attempt()?;
+    container.start()?;
+    container.wait()?.success()?;
+    eventually("the log tells its end", || {
+        engine
+            .log()
+            .contains(&format!("{program}: that took "))
+            .then_some(())
+    })?;
+    let compiled = engine
+        .log()
+        .matches(&format!("{program}: compiling it"))
+        .count();
+    assert_eq!(compiled, 1);
+    pod.end()
 }
 
 /// With the container's own daemon all of it goes.

@@ -2,67 +2,24 @@
 //! it was, and nobody else notices.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
     net::{Shutdown, TcpStream},
-    sync::Arc,
 };
 
 use anyhow::{Context, Result, ensure};
 use lighter_test::{
-    Builder, Containerd, Served, Version, ensure_root, eventually,
-    http2::{self, CONTINUATION, DATA, Frame, GOAWAY, HEADERS, RST_STREAM, STATUS_200},
-    options::RuntimeOptions,
+    Bystander, Containerd, Served, eventually,
+    http2::{CONTINUATION, DATA, Frame, GOAWAY, HEADERS, RST_STREAM, STATUS_200},
 };
 
 const TOOL: &str = "/tool-http.wasm";
 const GET: &str = "GET /hello HTTP/1.1\r\nHost: tests\r\n\r\n";
-
-fn engine() -> Result<Arc<Containerd>> {
-    ensure_root()?;
-    Containerd::shared(Version::V2_1)
-}
-
-fn serve<'a>(engine: &'a Containerd, settings: &str) -> Result<Served<'a>> {
-    let options = RuntimeOptions::body(settings);
-    Served::start(engine, TOOL, |builder: Builder<'a>| {
-        builder.options(options)
-    })
-}
-
-/// A client that keeps its connection, and asks before and after what others do.
-struct Bystander(BufReader<TcpStream>);
-
-impl Bystander {
-    fn of(served: &Served) -> Result<Self> {
-        let mut this = Self(BufReader::new(served.connect()?));
-        this.ask()?;
-        Ok(this)
-    }
-
-    fn ask(&mut self) -> Result<()> {
-        self.0.get_mut().write_all(GET.as_bytes())?;
-        let mut answer = String::new();
-        while !answer.ends_with("\r\n0\r\n\r\n") {
-            ensure!(self.0.read_line(&mut answer)? > 0, "cut off: {answer}");
-        }
-        ensure!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        ensure!(answer.contains("\r\nhello\n\r\n"), "{answer}");
-        Ok(())
-    }
-}
 
 /// All that comes on a connection, and whether its end was an orderly one.
 fn all(stream: &mut TcpStream) -> (String, bool) {
     let mut answer = Vec::new();
     let orderly = stream.read_to_end(&mut answer).is_ok();
     (String::from_utf8_lossy(&answer).into_owned(), orderly)
-}
-
-/// A connection that speaks HTTP/2.
-fn connect_2(served: &Served) -> Result<TcpStream> {
-    let mut stream = served.connect()?;
-    http2::begin(&mut stream)?;
-    Ok(stream)
 }
 
 /// Ensures that a response over HTTP/1.1 has begun and does not look whole.
@@ -76,8 +33,8 @@ fn ensure_broken_off(answer: &str) -> Result<()> {
 /// A guest that traps, or comes to no end, after its response has begun: its client can tell.
 #[test]
 fn responses_that_break_off() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "http.request_time = '500ms'")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "http.request_time = '500ms'")?;
     let mut bystander = Bystander::of(&served)?;
     for what in ["trap", "loop", "sleep", "forget"] {
         let answer = served.get(&format!("late/{what}"))?;
@@ -91,7 +48,7 @@ fn responses_that_break_off() -> Result<()> {
     })?;
 
     // Over HTTP/2 it is one stream that ends so.
-    let mut stream = connect_2(&served)?;
+    let mut stream = served.connect_2()?;
     stream.write_all(&Frame::get(1, "/late/trap").bytes())?;
     loop {
         let frame = Frame::read(&mut stream)?;
@@ -112,8 +69,8 @@ fn responses_that_break_off() -> Result<()> {
 /// used again is none that has failed.
 #[test]
 fn responses_that_are_whole() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "http.reuse = 100")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "http.reuse = 100")?;
     for _ in 0..3 {
         // Its client may also be told that the guest failed, if nothing of it has been sent yet.
         let answer = served.get("whole/trap")?;
@@ -129,8 +86,8 @@ fn responses_that_are_whole() -> Result<()> {
 
 #[test]
 fn lines_and_headers_that_are_none() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "")?;
     let mut bystander = Bystander::of(&served)?;
     for wrong in [
         "nonsense\r\n\r\n",
@@ -169,8 +126,8 @@ fn lines_and_headers_that_are_none() -> Result<()> {
 
 #[test]
 fn headers_that_are_too_large() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "http.max_headers = '16KiB'")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "http.max_headers = '16KiB'")?;
     let mut bystander = Bystander::of(&served)?;
     let long = "x".repeat(17 << 10);
     let many = "X-Many: x\r\n".repeat(101);
@@ -193,7 +150,7 @@ fn headers_that_are_too_large() -> Result<()> {
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 
     // Over HTTP/2: literals without a name in the table, of 8,000 bytes each.
-    let mut stream = connect_2(&served)?;
+    let mut stream = served.connect_2()?;
     let mut block = Frame::get(1, "/hello").payload;
     for _ in 0..4 {
         block.extend(b"\x00\x06x-long\x7f");
@@ -216,17 +173,20 @@ fn headers_that_are_too_large() -> Result<()> {
     Ok(())
 }
 
-/// Who takes his time is cut off when it is over.
+/// Who takes his time is told so when it is over.
 #[test]
 fn slow_clients() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(
+    let engine = Containerd::newest()?;
+    let served = Served::with(
         &engine,
+        TOOL,
         "http.header_time = '500ms'\nhttp.request_time = '1s'",
     )?;
     let mut slow = Vec::new();
     for beginning in [
         "G",
+        // It could still be HTTP/2.
+        "PR",
         "GET /hello HTTP/1.1\r\n",
         "GET /hello HTTP/1.1\r\nHost: t",
     ] {
@@ -239,8 +199,12 @@ fn slow_clients() -> Result<()> {
     // Only what has not been said is waited for.
     served.ensure_status("hello", 200)?;
     for mut stream in slow {
-        let (answer, _) = all(&mut stream);
-        assert!(!answer.contains("200 OK"), "{answer}");
+        let (answer, orderly) = all(&mut stream);
+        assert!(
+            answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"),
+            "{answer}"
+        );
+        assert!(orderly && answer.ends_with(" in time\n"), "{answer}");
     }
     let mut line = String::new();
     BufReader::new(&body).read_line(&mut line)?;
@@ -249,11 +213,56 @@ fn slow_clients() -> Result<()> {
     Ok(())
 }
 
+/// A connection on which there is no request ends without a word, be it the first that does not
+/// come or the next; one that has begun is told.
+#[test]
+fn idle_clients() -> Result<()> {
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "http.header_time = '500ms'")?;
+    let (answer, orderly) = all(&mut served.connect()?);
+    assert!(orderly && answer.is_empty(), "{answer}");
+    for (more, is_told) in [("", false), ("GET /hello HT", true)] {
+        let mut stream = served.connect()?;
+        write!(stream, "{GET}{more}")?;
+        let (answer, orderly) = all(&mut stream);
+        assert!(orderly, "{answer}");
+        let (first, rest) = answer.split_once("\r\n0\r\n\r\n").context(answer.clone())?;
+        assert!(first.starts_with("HTTP/1.1 200 OK\r\n"), "{first}");
+        assert_eq!(rest.starts_with("HTTP/1.1 408 "), is_told, "{rest}");
+        assert_eq!(rest.is_empty(), !is_told, "{rest}");
+    }
+    Ok(())
+}
+
+/// Who does not take what he has asked for is not waited for.
+#[test]
+fn clients_that_do_not_read() -> Result<()> {
+    let engine = Containerd::newest()?;
+    let settings = "http.send_time = '500ms'\nhttp.max_requests = 1";
+    let served = Served::with(&engine, TOOL, settings)?;
+    let mut stream = served.connect()?;
+    stream.set_write_timeout(Some(std::time::Duration::from_secs(30)))?;
+    write!(
+        stream,
+        "POST /echo HTTP/1.1\r\nHost: tests\r\nContent-Length: {}\r\n\r\n",
+        1 << 30
+    )?;
+    // More than all buffers on the way have room for.
+    let piece = [b'x'; 1 << 16];
+    let error = (0..1 << 14).find_map(|_| stream.write_all(&piece).err());
+    let kind = error.context("nobody reads it, but it is gone")?.kind();
+    let is_cut_off = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&kind);
+    assert!(is_cut_off, "{kind:?}");
+    // Its place is another's.
+    eventually("a place", || served.ensure_status("hello", 200).ok())?;
+    Ok(())
+}
+
 /// A client that has said all it has to say still listens.
 #[test]
 fn half_closed_connections() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "")?;
     for path in ["hello", "sleep/300", "chunks/10"] {
         let mut stream = served.connect()?;
         write!(stream, "GET /{path} HTTP/1.1\r\nHost: tests\r\n\r\n")?;
@@ -281,8 +290,8 @@ fn half_closed_connections() -> Result<()> {
 /// Bodies that are not as they were announced.
 #[test]
 fn bodies_of_another_length() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "")?;
     let mut bystander = Bystander::of(&served)?;
     let post = "POST /count HTTP/1.1\r\nHost: tests\r\n";
     // What is over is the next request, and none.
@@ -324,8 +333,8 @@ fn bodies_of_another_length() -> Result<()> {
 /// Requests that are sent before the last is answered are answered in their order.
 #[test]
 fn requests_without_waiting() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "")?;
     let requests = "GET /sleep/200 HTTP/1.1\r\nHost: tests\r\n\r\n".to_owned()
         + "POST /count HTTP/1.1\r\nHost: tests\r\nContent-Length: 3\r\n\r\nabc"
         + "GET /trap HTTP/1.1\r\nHost: tests\r\n\r\n"
@@ -354,10 +363,10 @@ fn requests_without_waiting() -> Result<()> {
 
 #[test]
 fn frames_that_are_none() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "")?;
     let mut bystander = Bystander::of(&served)?;
-    let mut healthy = connect_2(&served)?;
+    let mut healthy = served.connect_2()?;
     for wrong in [
         // Noise; a frame that is larger than any may be; of a stream that is the server's; a header
         // block that is none; the body of a stream that is not there.
@@ -367,7 +376,7 @@ fn frames_that_are_none() -> Result<()> {
         Frame::new(HEADERS, 0x5, 1, &[0xff; 16]).bytes(),
         Frame::new(DATA, 0, 7, b"x").bytes(),
     ] {
-        let mut stream = connect_2(&served)?;
+        let mut stream = served.connect_2()?;
         stream.write_all(&wrong)?;
         let goaway = Frame::await_kind(&mut stream, GOAWAY)?;
         let code = &goaway.payload[4..8];

@@ -5,13 +5,11 @@ use std::{
     io::{Read, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
-    sync::Arc,
 };
 
 use anyhow::{Context, Result, ensure};
 use lighter_test::{
-    Builder, Containerd, Served, Version, each_containerd, ensure_root, eventually,
-    options::RuntimeOptions,
+    Builder, Containerd, Served, each_containerd, eventually, options::RuntimeOptions,
 };
 use nix::sys::signal::Signal;
 
@@ -19,13 +17,6 @@ each_containerd!(at_an_address, at_a_socket);
 
 const TOOL: &str = "/tool-http.wasm";
 const ASK: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: tests\r\n\r\n";
-
-fn serve<'a>(engine: &'a Containerd, settings: &str) -> Result<Served<'a>> {
-    let options = RuntimeOptions::body(settings);
-    Served::start(engine, TOOL, |builder: Builder<'a>| {
-        builder.options(options)
-    })
-}
 
 /// Asks somebody who closes the connection.
 fn ask(mut stream: impl Read + Write, request: &[u8]) -> Result<String> {
@@ -85,7 +76,7 @@ impl Figures {
 }
 
 fn at_an_address(engine: &Containerd) -> Result<()> {
-    let served = serve(engine, "http.metrics = '127.0.0.1:9090'")?;
+    let served = Served::with(engine, TOOL, "http.metrics = '127.0.0.1:9090'")?;
     served.ensure_status("hello", 200)?;
     let figures = || Figures::of(&ask(served.connect_to(9090)?, ASK)?);
     let name = "lighter_http_requests_total{code=\"200\"}";
@@ -106,7 +97,7 @@ fn at_an_address(engine: &Containerd) -> Result<()> {
     served.ensure_status("metrics", 404)?;
 
     // Without the setting there is nobody.
-    let without = serve(engine, "")?;
+    let without = Served::with(engine, TOOL, "")?;
     assert!(without.connect_to(9090).is_err());
     Ok(())
 }
@@ -147,17 +138,12 @@ fn at_a_socket(engine: &Containerd) -> Result<()> {
     Ok(())
 }
 
-/// What follows does not depend on who asks for the container.
-fn engine() -> Result<Arc<Containerd>> {
-    ensure_root()?;
-    Containerd::shared(Version::V2_1)
-}
-
 #[test]
 fn everything_is_counted() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(
+    let engine = Containerd::newest()?;
+    let served = Served::with(
         &engine,
+        TOOL,
         "http.metrics = '127.0.0.1:9090'\nhttp.max_body = 100\nhttp.max_requests = 1\n\
          http.max_connections = 2",
     )?;
@@ -254,9 +240,10 @@ fn everything_is_counted() -> Result<()> {
 /// A guest without end is one that was ended for its time.
 #[test]
 fn guests_that_take_too_long() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(
+    let engine = Containerd::newest()?;
+    let served = Served::with(
         &engine,
+        TOOL,
         "http.metrics = '127.0.0.1:9090'\nhttp.request_time = '300ms'",
     )?;
     served.ensure_status("loop", 504)?;
@@ -272,9 +259,10 @@ fn guests_that_take_too_long() -> Result<()> {
 /// Readers who are slow, and there are many, keep nobody from anything.
 #[test]
 fn readers_who_say_nothing() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(
+    let engine = Containerd::newest()?;
+    let served = Served::with(
         &engine,
+        TOOL,
         "http.metrics = '127.0.0.1:9090'\nhttp.max_connections = 1",
     )?;
     let readers: Result<Vec<_>> = (0..10).map(|_| served.connect_to(9090)).collect();
@@ -289,9 +277,9 @@ fn readers_who_say_nothing() -> Result<()> {
 
 #[test]
 fn places_where_nobody_can_listen() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let refused = |settings: &str| -> Result<String> {
-        match serve(&engine, settings) {
+        match Served::with(&engine, TOOL, settings) {
             Err(error) => Ok(format!("{error:#}")),
             Ok(_) => anyhow::bail!("{settings} was taken"),
         }

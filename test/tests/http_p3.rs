@@ -3,14 +3,12 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
-    sync::Arc,
 };
 
 use anyhow::{Context, Result, ensure};
 use lighter_test::{
-    Builder, Containerd, Rootfs, Served, Version, each_containerd, ensure_root, eventually,
+    Containerd, Rootfs, Served, each_containerd, eventually,
     http2::{self, DATA, Frame, HEADERS, RST_STREAM, STATUS_200},
-    options::RuntimeOptions,
 };
 use nix::sys::signal::Signal;
 
@@ -18,20 +16,8 @@ each_containerd!(answers);
 
 const TOOL: &str = "/tool-http-p3.wasm";
 
-fn engine() -> Result<Arc<Containerd>> {
-    ensure_root()?;
-    Containerd::shared(Version::V2_1)
-}
-
-fn serve<'a>(engine: &'a Containerd, settings: &str) -> Result<Served<'a>> {
-    let options = RuntimeOptions::body(settings);
-    Served::start(engine, TOOL, |builder: Builder<'a>| {
-        builder.options(options)
-    })
-}
-
 fn answers(engine: &Containerd) -> Result<()> {
-    let served = serve(engine, "")?;
+    let served = Served::with(engine, TOOL, "")?;
     let answer = served.ensure_status("hello", 200)?;
     assert!(answer.ends_with("hello\n\r\n0\r\n\r\n"), "{answer}");
     served.ensure_status("nothing", 404)?;
@@ -64,10 +50,10 @@ impl Connection {
 /// An instance gets 128 requests, or as many as are set, and then there is another.
 #[test]
 fn reuse() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     for (settings, most) in [("", 128), ("http.reuse = 3", 3), ("http.reuse = 1", 1)] {
         // However slow the machine is.
-        let served = serve(&engine, &format!("http.idle_time = '1h'\n{settings}"))?;
+        let served = Served::with(&engine, TOOL, &format!("http.idle_time = '1h'\n{settings}"))?;
         let mut connection = Connection::to(&served)?;
         for expected in (1..=most).chain(1..=most.min(5)) {
             assert_eq!(connection.ever()?, expected, "{settings}");
@@ -79,8 +65,8 @@ fn reuse() -> Result<()> {
 /// Requests are in one instance at the same time.
 #[test]
 fn requests_at_a_time() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "")?;
     let mut stream = served.connect()?;
     http2::begin(&mut stream)?;
     const COUNT: u32 = 10;
@@ -112,8 +98,8 @@ fn requests_at_a_time() -> Result<()> {
 /// A body of which nobody could hold all in between goes through, both ways at once.
 #[test]
 fn bodies_are_streamed() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "limits.memory = '4MiB'")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "limits.memory = '4MiB'")?;
     const SIZE: usize = 16 << 20;
     for word in ["echo", "copy"] {
         let mut stream = served.connect()?;
@@ -159,8 +145,8 @@ fn bodies_are_streamed() -> Result<()> {
 
 #[test]
 fn trailers() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "")?;
     let answer = served.exchange(
         b"POST /trailers HTTP/1.1\r\nHost: tests\r\nConnection: close\r\nTE: trailers\r\n\
           Transfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n\
@@ -177,8 +163,8 @@ fn trailers() -> Result<()> {
 
 #[test]
 fn bodies_that_break_off() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "")?;
     let mut stream = served.connect()?;
     stream.write_all(
         b"POST /count HTTP/1.1\r\nHost: tests\r\nConnection: close\r\nContent-Length: 100\r\n\r\n\
@@ -195,8 +181,8 @@ fn bodies_that_break_off() -> Result<()> {
 /// its answer.
 #[test]
 fn failures() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "http.request_time = '500ms'")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "http.request_time = '500ms'")?;
     served.ensure_status("trap", 500)?;
     served.ensure_status("error", 500)?;
     served.ensure_status("loop", 504)?;
@@ -229,8 +215,8 @@ fn failures() -> Result<()> {
 /// Requests that the guest makes itself, here to a server beside it.
 #[test]
 fn requests_of_a_guest() -> Result<()> {
-    let engine = engine()?;
-    let served = serve(&engine, "")?;
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "")?;
     let other = engine
         .container(&Rootfs::guests()?)
         .args(["/hello-http.wasm"])

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 
 use anyhow::{Context, Result, ensure};
 use lighter_test::{
-    Containerd, Rootfs, Served, Version, each_containerd, ensure_root, eventually,
+    Containerd, Rootfs, Served, each_containerd, eventually,
     http2::{self, Frame, HEADERS},
 };
 use nix::sys::signal::Signal;
@@ -88,15 +88,9 @@ fn port_in_use(engine: &Containerd) -> Result<()> {
     Ok(())
 }
 
-/// What follows does not depend on who asks for the container.
-fn engine() -> Result<std::sync::Arc<Containerd>> {
-    ensure_root()?;
-    Containerd::shared(Version::V2_1)
-}
-
 #[test]
 fn requests_in_a_row_and_in_one_piece() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let served = Served::start(&engine, TOOL, |builder| builder)?;
     let one = "GET /hello HTTP/1.1\r\nHost: tests\r\n\r\n";
     let last = "GET /method HTTP/1.1\r\nHost: tests\r\nConnection: close\r\n\r\n";
@@ -110,7 +104,7 @@ fn requests_in_a_row_and_in_one_piece() -> Result<()> {
 /// A body of which nobody could hold all in between goes through, both ways at once.
 #[test]
 fn bodies_are_streamed() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let served = Served::start(&engine, TOOL, |builder| {
         builder.env("LIGHTER_HTTP_MAX_MEMORY", &(4 << 20).to_string())
     })?;
@@ -156,7 +150,7 @@ fn bodies_are_streamed() -> Result<()> {
 /// A client that asks first is told to go on when the guest reads.
 #[test]
 fn expectations() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let served = Served::start(&engine, TOOL, |builder| builder)?;
     let mut stream = served.connect()?;
     stream.write_all(
@@ -176,7 +170,7 @@ fn expectations() -> Result<()> {
 
 #[test]
 fn trailers() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let served = Served::start(&engine, TOOL, |builder| builder)?;
     let answer = served.exchange(
         b"POST /trailers HTTP/1.1\r\nHost: tests\r\nConnection: close\r\nTE: trailers\r\n\
@@ -195,7 +189,7 @@ fn trailers() -> Result<()> {
 /// HTTP/2 without TLS, of a client that knows (RFC 9113, section 3.3).
 #[test]
 fn http_2() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let served = Served::start(&engine, TOOL, |builder| builder)?;
     let mut stream = served.connect()?;
     http2::begin(&mut stream)?;
@@ -209,7 +203,7 @@ fn http_2() -> Result<()> {
 /// The client gets 500, the container's stderr the reason, and the next request its answer.
 #[test]
 fn traps() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let served = Served::start(&engine, TOOL, |builder| builder)?;
     let answer = served.ensure_status("trap", 500)?;
     assert!(answer.contains("the guest failed"), "{answer}");
@@ -237,7 +231,7 @@ fn traps() -> Result<()> {
 
 #[test]
 fn output_and_files() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let served = Served::start(&engine, TOOL, |builder| builder)?;
     served.ensure_status("log/a-line", 200)?;
     served.container.wait_for_output("out: a-line\n")?;
@@ -256,7 +250,7 @@ fn output_and_files() -> Result<()> {
 /// A guest that computes for ever gets its client 504; meanwhile and afterwards others are served.
 #[test]
 fn time_limit() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let served = Served::start(&engine, TOOL, |builder| {
         builder.env("LIGHTER_HTTP_REQUEST_SECONDS", "2")
     })?;
@@ -290,7 +284,7 @@ fn time_limit() -> Result<()> {
 
 #[test]
 fn other_limits() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let served = Served::start(&engine, TOOL, |builder| {
         builder
             .env("LIGHTER_HTTP_MAX_REQUESTS", "1")
@@ -339,7 +333,7 @@ fn other_limits() -> Result<()> {
 
 #[test]
 fn what_is_no_request_for_a_guest() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let served = Served::start(&engine, TOOL, |builder| builder)?;
     let answer = served.exchange(
         b"GET /hello HTTP/1.1\r\nHost: tests\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\
@@ -365,7 +359,7 @@ fn what_is_no_request_for_a_guest() -> Result<()> {
 /// Requests that the guest makes itself, here to a server beside it.
 #[test]
 fn requests_of_a_guest() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let served = Served::start(&engine, TOOL, |builder| builder)?;
     let other = engine
         .container(&Rootfs::guests()?)

@@ -8,55 +8,13 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use lighter_test::{Builder, Containerd, Rootfs, Served, Version, ensure_root, eventually};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustls::{
-    ServerConfig, ServerConnection, StreamOwned,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
-};
+use lighter_test::{Authority, Builder, Containerd, Rootfs, Served, eventually};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 const TOOL: &str = "/tool-http.wasm";
 const DEBIAN: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Larger than any buffer on the way.
 const BODY: usize = 1 << 20;
-
-fn engine() -> Result<Arc<Containerd>> {
-    ensure_root()?;
-    Containerd::shared(Version::V2_1)
-}
-
-/// Somebody who makes certificates.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new(name: &str) -> Result<Self> {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        Ok(Self(issuer))
-    }
-
-    /// Its own certificate.
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    /// A server with a certificate for `peer`, until a year.
-    fn server(&self, until: i32) -> Result<Arc<ServerConfig>> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec!["peer".to_owned()])?;
-        params.not_after = rcgen::date_time_ymd(until, 1, 1);
-        let certificate = params.signed_by(&key, &self.0)?;
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)?;
-        Ok(Arc::new(config))
-    }
-}
 
 /// Lets a server answer every request at a port of a guest's network; it ends with the test's
 /// program.
@@ -142,7 +100,7 @@ fn ensure_refused(served: &Served, error: &str, reasons: &[&str]) -> Result<()> 
 /// An authority of the container's files is trusted, wherever a distribution has them.
 #[test]
 fn authorities_of_the_files() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let (authority, other) = (Authority::new("one")?, Authority::new("other")?);
     let bundle = format!("# Some\n{}\n{}", other.pem(), authority.pem());
     for path in [
@@ -166,7 +124,7 @@ fn authorities_of_the_files() -> Result<()> {
 /// Guests of WASI 0.3 are no different.
 #[test]
 fn guests_of_wasi_0_3() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let (authority, other) = (Authority::new("one")?, Authority::new("other")?);
     let rootfs = rootfs()?.file(DEBIAN, authority.pem());
     let start = || Served::start_in(&engine, &rootfs, "/tool-http-p3.wasm", |builder| builder);
@@ -181,7 +139,7 @@ fn guests_of_wasi_0_3() -> Result<()> {
 /// Without a bundle, the built-in list: a private authority is not in it.
 #[test]
 fn no_authorities() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let served = serve(&engine, &rootfs()?, "")?;
     listen(&served, 7443, Authority::new("one")?.server(2200)?)?;
     ensure_refused(&served, "TlsCertificateError", &["UnknownIssuer"])
@@ -190,7 +148,7 @@ fn no_authorities() -> Result<()> {
 /// A bundle that the environment names is the only one.
 #[test]
 fn authorities_that_are_named() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let (authority, other) = (Authority::new("one")?, Authority::new("other")?);
     let rootfs = rootfs()?
         .file(DEBIAN, other.pem())
@@ -205,7 +163,7 @@ fn authorities_that_are_named() -> Result<()> {
 
 #[test]
 fn certificates_of_others() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let authority = Authority::new("one")?;
     let served = serve(&engine, &rootfs()?.file(DEBIAN, authority.pem()), "")?;
     listen(&served, 7443, authority.server(2000)?)?;
@@ -222,7 +180,7 @@ fn certificates_of_others() -> Result<()> {
 /// A bundle that is none is told, and nothing else is disturbed.
 #[test]
 fn bundles_that_are_none() -> Result<()> {
-    let engine = engine()?;
+    let engine = Containerd::newest()?;
     let authority = Authority::new("one")?;
     let cut = &authority.pem()[..100];
     for (rootfs, named, reason) in [

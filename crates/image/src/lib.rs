@@ -56,7 +56,7 @@ pub use manifest::{Descriptor, Document, Index, Manifest};
 pub use name::Name;
 pub use platform::Platform;
 pub use store::{Blob, Incoming, Store, StoreError};
-pub use wasm_layers::{check_size, listed, meant, named, without_function};
+pub use wasm_layers::{check_size, composed, listed, meant, named, without_function};
 
 /// What an image holds and how a container made from it runs: the OCI image
 /// specification's `config.md`, without what Lighter has no use for.

@@ -114,6 +114,12 @@ pub fn named<'a>(layers: &[&'a Descriptor], name: &str, sole: bool) -> Option<&'
     }
 }
 
+/// What a program is composed of that is one of these layers: itself, and then the others.
+pub fn composed<'a>(layers: &[&'a Descriptor], program: &'a Descriptor) -> Vec<&'a Descriptor> {
+    let others = layers.iter().filter(|layer| layer.digest != program.digest);
+    [program].into_iter().chain(others.copied()).collect()
+}
+
 /// How each of the layers can be named.
 pub fn listed(layers: &[&Descriptor]) -> String {
     let labels: Vec<&str> = layers.iter().map(|layer| layer.label()).collect();

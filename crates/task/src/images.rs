@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use image::{Blob, Store, StoreError};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use sha2::{Digest, Sha256};
+use wasm::Parts;
 
 /// What is wrong with an image whose layer a process may mean.
 #[derive(Debug, thiserror::Error)]
@@ -115,18 +115,14 @@ impl Images {
             };
         };
         image::check_size(&layers, wasm::MAX_MODULE_BYTES).map_err(malformed)?;
-        let others = layers
-            .iter()
-            .filter(|layer| layer.label() != program.label());
-        let ordered = [&program].into_iter().chain(others);
         let mut digests = Vec::new();
         let mut blobs = Vec::new();
-        for layer in ordered {
+        for layer in image::composed(&layers, program) {
             digests.push(layer.sha256().map_err(malformed)?);
             blobs.push(layer.blob(&image, format!("the layer {}", layer.label())));
         }
         Ok(Some(Layer {
-            key: key(&digests),
+            key: Parts::key(&digests),
             store,
             blobs,
         }))
@@ -144,19 +140,6 @@ impl Images {
             .await
             .inspect_err(|error| log::warn!("{container}: looking for its image: {error}"))
             .ok()?
-    }
-}
-
-/// What native code is kept under that is made of modules with these SHA-256: the first composed
-/// with the others.
-fn key(digests: &[[u8; 32]]) -> [u8; 32] {
-    match digests {
-        [module] => *module,
-        _ => {
-            let mut hash = Sha256::new_with_prefix(b"composed");
-            digests.iter().for_each(|digest| hash.update(digest));
-            hash.finalize().into()
-        }
     }
 }
 
@@ -192,7 +175,7 @@ impl Layer {
 
     async fn copy_all(&self) -> Result<File, ImageError> {
         let unkept = |error: io::Error| self.blobs[0].unkept(error);
-        let mut parts = wasm::Parts::new().map_err(unkept)?;
+        let mut parts = Parts::new().map_err(unkept)?;
         for blob in &self.blobs {
             let room = parts.begin(blob.size).map_err(unkept)?;
             self.store.open(blob).await?.copy(room).await?;

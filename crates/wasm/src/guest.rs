@@ -42,7 +42,7 @@ pub struct Invocation {
     /// WASI 0.2 and 0.3 tell it to the guest (`initial-cwd`). WASI 0.1 has no word for it, and C
     /// libraries there take `/` for granted: they strip the leading slash before they look for a
     /// preopened directory, so that the host cannot tell `/a` from `a`. The variable `PWD` is set
-    /// for all versions where `env` has none; Go starts there.
+    /// for all versions where `env` has none and this is not `/`; Go starts there.
     pub cwd: String,
 }
 
@@ -255,7 +255,7 @@ fn store(
     wasi.stdin(Stdin::new()?).stdout(Output::stdout()?);
     let common = Common {
         stderr: Output::stderr()?,
-        store: keyvalue::stores(&settings.keyvalue)(),
+        store: keyvalue::stores(&settings.keyvalue, &invocation.env)(),
         settings,
     };
     let mut store = limited_store(engine, wasi, &common, &invocation.env, None)?;
@@ -349,7 +349,7 @@ pub(crate) fn world(
         has_pwd |= name == "PWD";
         wasi.env(name, value);
     }
-    if !has_pwd {
+    if !has_pwd && invocation.cwd != "/" {
         wasi.env("PWD", &invocation.cwd);
     }
     Ok(wasi)

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Write};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use sha2::{Digest, Sha256};
 
 /// Begins a file of parts. No wasm file begins so.
 const MAGIC: &[u8; 16] = b"\0lighter parts 1";
@@ -30,6 +31,19 @@ impl Parts {
         let mut file = File::from(memfd_create(c"parts", MFdFlags::MFD_CLOEXEC)?);
         file.write_all(MAGIC)?;
         Ok(Self(file))
+    }
+
+    /// What native code is kept under that is made of parts with these SHA-256, in their order: one
+    /// alone stands for itself.
+    pub fn key(digests: &[[u8; 32]]) -> [u8; 32] {
+        match digests {
+            [module] => *module,
+            _ => {
+                let mut hash = Sha256::new_with_prefix(b"composed");
+                digests.iter().for_each(|digest| hash.update(digest));
+                hash.finalize().into()
+            }
+        }
     }
 
     /// Begins the next part, the program first. Exactly `size` bytes must be written to what is

@@ -66,7 +66,7 @@ impl State {
             },
             gate: Gate {
                 settings: settings.clone(),
-                authorities: authorities(env),
+                authorities: trust::named(env),
                 outgoing: None,
             },
             limits,
@@ -126,14 +126,6 @@ fn config(settings: &Settings, env: &[String]) -> WasiConfigVariables {
         config.insert(name, value);
     }
     config
-}
-
-/// The bundle of authorities that the environment names.
-fn authorities(env: &[String]) -> Option<String> {
-    let mut named = env
-        .iter()
-        .filter_map(|entry| entry.strip_prefix(trust::NAMED)?.strip_prefix('='));
-    named.find(|path| !path.is_empty()).map(str::to_owned)
 }
 
 impl WasiView for State {

@@ -5,24 +5,22 @@
 //! request's times.
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use wasmtime_wasi::runtime::spawn;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
 use crate::gate::Rest;
 use crate::guest::tell;
+use crate::serve::with_frames;
 use crate::trust;
 
 /// What is waited for where the guest does not say, as in wasmtime-wasi-http.
@@ -66,10 +64,7 @@ pub(crate) async fn send(
     let response = response.map_err(|_| Error::ConnectionReadTimeout)??;
     let pause = options.between_bytes_timeout.unwrap_or(TIME);
     let rest: Rest = Box::new(async move { Ok(connection.await?) });
-    Ok((
-        response.map(|body| Answer::new(body, pause).boxed_unsync()),
-        rest,
-    ))
+    Ok((response.map(|body| in_time(body, pause)), rest))
 }
 
 /// What has become of a handshake with `peer`.
@@ -88,45 +83,15 @@ fn of_tls(error: io::Error, peer: &str) -> Error {
     }
 }
 
-/// A response's body, between whose frames no more than a time may pass.
-struct Answer {
-    body: Incoming,
-    pause: Duration,
-    over: Pin<Box<Sleep>>,
-}
-
-impl Answer {
-    fn new(body: Incoming, pause: Duration) -> Self {
-        Self {
-            body,
-            pause,
-            over: Box::pin(tokio::time::sleep(pause)),
-        }
-    }
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
-            let until = Instant::now() + self.pause;
-            self.over.as_mut().reset(until);
+/// A response's body, between whose frames no more than a `pause` may pass.
+fn in_time(body: Incoming, pause: Duration) -> WasiBody {
+    let mut over = Box::pin(sleep(pause));
+    with_frames(body, move |body, context| {
+        if let Poll::Ready(frame) = body.poll_frame(context) {
+            over.as_mut().reset(Instant::now() + pause);
             return Poll::Ready(frame.map(|frame| frame.map_err(Error::Hyper)));
         }
-        let over = self.over.as_mut().poll(context);
+        let over = over.as_mut().poll(context);
         over.map(|()| Some(Err(Error::ConnectionReadTimeout)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+    })
 }

@@ -1,4 +1,4 @@
-//! Which authorities a guest's requests over TLS trust: those of its container's files, or where
+//! Which authorities a guest's connections of TLS trust: those of its container's files, or where
 //! it has none, those of Mozilla's list that are built in.
 
 use std::fs;
@@ -11,7 +11,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
 
 /// The variable of a guest's environment that names a bundle, as for OpenSSL.
-pub(crate) const NAMED: &str = "SSL_CERT_FILE";
+const NAMED: &str = "SSL_CERT_FILE";
 
 /// Where distributions have the bundle of all authorities.
 const BUNDLES: [&str; 6] = [
@@ -30,6 +30,14 @@ const BUNDLES: [&str; 6] = [
 
 /// The most that a bundle may have, in bytes: one of a distribution has a quarter of a megabyte.
 const MOST: u64 = 16 << 20;
+
+/// The bundle of authorities that an environment names, `NAME=VALUE` each.
+pub(crate) fn named(env: &[String]) -> Option<String> {
+    let mut named = env
+        .iter()
+        .filter_map(|entry| entry.strip_prefix(NAMED)?.strip_prefix('='));
+    named.find(|path| !path.is_empty()).map(str::to_owned)
+}
 
 /// What makes connections of TLS, with the bundle that is `named`, or else the first of the
 /// distributions' that is there, or else the built-in list. It is read once in a process, when it

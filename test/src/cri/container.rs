@@ -3,10 +3,12 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::v1;
 use anyhow::{Context, Result, bail, ensure};
+use containerd_client::tonic::Request;
 
 use super::{Cri, IMAGE, Pod, stream::Streams};
 use crate::{eventually, runtime::call};
@@ -193,6 +195,19 @@ impl Container<'_> {
             container_id: self.id.clone(),
         };
         call(self.cri.runtime().start_container(request)).context("start the container")?;
+        Ok(())
+    }
+
+    /// As [`Container::start`], with a deadline, as a kubelet's.
+    ///
+    /// # Errors
+    /// What CRI says.
+    pub fn start_within(&self, time: Duration) -> Result<()> {
+        let mut request = Request::new(v1::StartContainerRequest {
+            container_id: self.id.clone(),
+        });
+        request.set_timeout(time);
+        call(self.cri.runtime().start_container(request)).context("start the container in time")?;
         Ok(())
     }
 

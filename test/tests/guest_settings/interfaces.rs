@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lighter_test::{Containerd, Rootfs, each_containerd, options::RuntimeOptions};
 
-use crate::{WASI, guest, run, text_guest};
+use crate::{WASI, WASI_P3, guest, run, text_guest};
 
 each_containerd!(
     configuration,
@@ -121,12 +121,15 @@ fn store(engine: &Containerd) -> Result<()> {
 fn all_configuration(engine: &Containerd) -> Result<()> {
     let settings =
         "wasi.keyvalue = true\nannotations = ['config']\n[config]\none = 'set'\ntwo = 'set'";
-    let output = guest(engine, settings, &[WASI, "config"])?
-        .env("WASI_CONFIG_one", "env")
-        .env("WASI_CONFIG_three", "env")
-        .annotation("lighter/config.two", "told")
-        .run()?;
-    assert_eq!(output.success()?, "one=set\nthree=env\ntwo=told\n");
+    for tool in [WASI, WASI_P3] {
+        let output = guest(engine, settings, &[tool, "config"])?
+            .env("WASI_CONFIG_one", "env")
+            .env("WASI_CONFIG_three", "env")
+            .annotation("lighter/config.two", "told")
+            .run()?;
+        let all = output.success()?;
+        assert_eq!(all, "one=set\nthree=env\ntwo=told\n", "{tool}");
+    }
     Ok(())
 }
 
@@ -149,10 +152,15 @@ fn log(engine: &Containerd) -> Result<()> {
     let log = |settings: &str, level: &str, context: &str, message: &str| -> Result<String> {
         // The tool imports that, too.
         let settings = format!("wasi.keyvalue = true\n{settings}");
-        let output = run(engine, &settings, &[WASI, "log", level, context, message])?;
-        assert_eq!(output.text(), "");
-        let errors = output.errors();
-        output.success()?;
+        let log = |tool| {
+            let output = run(engine, &settings, &[tool, "log", level, context, message])?;
+            assert_eq!(output.text(), "");
+            let errors = output.errors();
+            output.success()?;
+            anyhow::Ok(errors)
+        };
+        let errors = log(WASI)?;
+        assert_eq!(log(WASI_P3)?, errors);
         Ok(errors)
     };
     assert_eq!(

@@ -1,15 +1,18 @@
 //! Where the store of `wasi:keyvalue` is: in memory, or in Redis.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+};
 
 use anyhow::Result;
 use lighter_test::{
-    Builder, Containerd, Input, Network, Output, Redis, Rootfs, each_containerd, eventually,
-    options::RuntimeOptions,
+    Authority, Builder, Containerd, Input, Network, Output, Redis, Rootfs, each_containerd,
+    eventually, options::RuntimeOptions,
 };
 
 use crate::{
-    COUNTER, WASI, guest,
+    COUNTER, COUNTER_P3, WASI, WASI_P3, guest,
     peers::{Served, listeners},
     run,
 };
@@ -20,6 +23,7 @@ each_containerd!(
     in_redis,
     in_redis_of_a_server,
     passwords,
+    over_tls,
     annotations,
     out_of_reach,
     server_starts_anew
@@ -68,9 +72,13 @@ const ANSWERS: &str = "none\nfalse\none\ntrue\n\nnone\n40\n42\n42\nb=two\nnone\n
     2502 keys: c key0 key1 key10 key100 key1000 key1001 key1002 key1003 key1004\n";
 
 fn in_memory(engine: &Containerd) -> Result<()> {
-    for name in ["", "default"] {
-        let args = [&[WASI, "store", name], EVERYTHING].concat();
-        assert_eq!(run(engine, ON, &args)?.success()?, ANSWERS);
+    for (tool, name) in [(WASI, ""), (WASI, "default"), (WASI_P3, "")] {
+        let args = [&[tool, "store", name], EVERYTHING].concat();
+        assert_eq!(
+            run(engine, ON, &args)?.success()?,
+            ANSWERS,
+            "{tool} {name:?}"
+        );
     }
     let other = run(engine, ON, &[WASI, "store", "other"])?;
     assert_eq!(
@@ -98,18 +106,23 @@ fn in_memory(engine: &Containerd) -> Result<()> {
 /// Every request has an instance of its own, and all have one store.
 fn in_memory_of_a_server(engine: &Containerd) -> Result<()> {
     let network = listeners(engine, &[])?;
-    let served = Served::start(engine, &network, ON, |builder| builder.args([COUNTER]))?;
-    for count in 1..=20 {
-        let answer = served.get("")?;
-        assert!(
-            answer.contains(&format!("\r\n{count}\r\n")),
-            "{count}: {answer}"
-        );
+    let settings = format!("http.reuse = 1\n{ON}");
+    for counter in [COUNTER, COUNTER_P3] {
+        let served = Served::start(engine, &network, &settings, |builder| {
+            builder.args([counter])
+        })?;
+        for count in 1..=20 {
+            let answer = served.get("")?;
+            assert!(
+                answer.contains(&format!("\r\n{count}\r\n")),
+                "{counter}, {count}: {answer}"
+            );
+        }
+        let line = "level=info context=\"counter\" msg=\"20\"\n";
+        eventually("the last line of the log", || {
+            served.container.stderr().ends_with(line).then_some(())
+        })?;
     }
-    let line = "level=info context=\"counter\" msg=\"20\"\n";
-    eventually("the last line of the log", || {
-        served.container.stderr().ends_with(line).then_some(())
-    })?;
     Ok(())
 }
 
@@ -176,10 +189,10 @@ fn in_redis(engine: &Containerd) -> Result<()> {
 fn in_redis_of_a_server(engine: &Containerd) -> Result<()> {
     let network = listeners(engine, &[])?;
     let redis = Redis::start(&network, 7003, &[])?;
-    for rounds in [[1, 2], [3, 4]] {
+    for (counter, rounds) in [(COUNTER, [1, 2]), (COUNTER_P3, [3, 4])] {
         let settings = at(7003, "");
         let served = Served::start(engine, &network, &settings, |builder| {
-            builder.args([COUNTER])
+            builder.args([counter])
         })?;
         for count in rounds {
             let answer = served.get("")?;
@@ -253,6 +266,64 @@ fn passwords(engine: &Containerd) -> Result<()> {
         said.contains("keyvalue.redis.password") && !said.contains("12345"),
         "{said}"
     );
+    Ok(())
+}
+
+/// Of a server that is spoken to over TLS, the certificate must be one that the container trusts.
+fn over_tls(engine: &Containerd) -> Result<()> {
+    let network = listeners(engine, &[])?;
+    let (authority, other) = (Authority::new("one")?, Authority::new("other")?);
+    let identity = authority.identify("peer", 2200)?;
+    let folder = tempfile::tempdir()?;
+    let write = |name: &str, text: &str| -> Result<String> {
+        let path = folder.path().join(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let certificate = write("certificate.pem", &identity.certificate)?;
+    let key = write("key.pem", &identity.key)?;
+    #[rustfmt::skip]
+    let redis = Redis::start(&network, 7003, &[
+        "--requirepass", "sesame", "--tls-port", "7004", "--tls-auth-clients", "no",
+        "--tls-cert-file", &certificate, "--tls-key-file", &key,
+    ])?;
+    let bundle = "/etc/ssl/certs/ca-certificates.crt";
+    let ask = |host: &str, port: u16, trusted: &Authority, named: &str| -> Result<Output> {
+        let rootfs = ["/etc/ssl", "/etc/ssl/certs"]
+            .iter()
+            .fold(Rootfs::guests()?, |rootfs, path| rootfs.folder(path, 0o755))
+            .file("/etc/hosts", "127.0.0.1 peer stranger\n")
+            .file(bundle, trusted.pem())
+            .file("/one.pem", authority.pem());
+        let settings = format!(
+            "{ON}[keyvalue.redis]\nhost = '{host}'\nport = {port}\ntls = true\npassword = 'sesame'"
+        );
+        engine
+            .container(&rootfs)
+            .args([WASI, "store", "", "increment", "n", "1"])
+            .options(RuntimeOptions::body(&settings))
+            .env("SSL_CERT_FILE", named)
+            .network(&network.path())
+            .run()
+    };
+    assert_eq!(ask("peer", 7004, &authority, "")?.success()?, "1\n");
+    assert_eq!(ask("peer", 7004, &other, "/one.pem")?.success()?, "2\n");
+    for (host, port, trusted, reason) in [
+        ("peer", 7004, &other, "UnknownIssuer"),
+        ("stranger", 7004, &authority, "not valid for name"),
+        // There it is in clear text, of which the server does not see the end.
+        ("peer", 7003, &authority, "keyvalue.redis.time"),
+    ] {
+        let refused = ask(host, port, trusted, "")?;
+        let errors = refused.errors();
+        assert_eq!(refused.status, 1, "{errors}");
+        let beginning = format!("tool: redis at {host}:{port}: cannot connect: ");
+        assert!(
+            errors.starts_with(&beginning) && errors.contains(reason),
+            "{errors}"
+        );
+    }
+    assert!(redis.ask(&["AUTH sesame", "GET n"])?.contains('2'));
     Ok(())
 }
 

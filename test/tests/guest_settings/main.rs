@@ -18,7 +18,11 @@ use lighter_test::{Builder, Containerd, Output, Rootfs, options::RuntimeOptions}
 const TOOL: &str = "/tool.wasm";
 const COMPONENT: &str = "/tool-component.wasm";
 const WASI: &str = "/tool-wasi.wasm";
+/// The same, of WASI 0.3.
+const WASI_P3: &str = "/tool-wasi-p3.wasm";
 const COUNTER: &str = "/counter.wasm";
+/// The same, of WASI 0.3.
+const COUNTER_P3: &str = "/counter-p3.wasm";
 const SERVER: &str = "/tool-http.wasm";
 const PATIENCE: Duration = Duration::from_secs(20);
 

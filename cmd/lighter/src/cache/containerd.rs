@@ -8,10 +8,12 @@ use std::{
     rc::Rc,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use image::{Descriptor, Files, Incoming, Manifest, Name, Store, decompressed, extract};
-use oci_spec::image::ImageConfiguration;
+use oci_spec::image::Config;
+use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
+use wasm::Parts;
 
 /// PATH where an image sets none, as the shim has it.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -20,6 +22,8 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 pub struct Module {
     pub name: String,
     pub file: File,
+    /// What its native code is kept under, where that is known without reading it.
+    pub key: Option<[u8; 32]>,
 }
 
 /// A connection to containerd.
@@ -40,8 +44,8 @@ impl Containerd {
         })
     }
 
-    /// What the entrypoints of an image's platforms name, if it is wasm, and the layers that are
-    /// wasm by themselves.
+    /// What the entrypoints of an image's platforms name, if it is wasm. Where wasm layers have no
+    /// entrypoint, each of them, since a container's command will name one.
     pub fn modules(&self, image: &str) -> Result<Vec<Module>> {
         let (name, target) = self.target(image)?;
         let mut modules = Vec::new();
@@ -87,24 +91,58 @@ impl Containerd {
         if layers.is_empty() {
             return Ok(vec![self.entrypoint(image, manifest)?]);
         }
-        let copied = layers.into_iter().map(|layer| {
-            let mut file = tempfile::tempfile()?;
-            io::copy(&mut self.blob(image, layer)?, &mut file)?;
-            let name = format!("{image} {}", layer.digest);
-            Ok(Module { name, file })
-        });
-        copied.collect()
+        let document = self.configuration(image, manifest)?;
+        manifest.check(&document).map_err(Error::msg)?;
+        image::check_size(&layers, wasm::MAX_MODULE_BYTES).map_err(Error::msg)?;
+        let arguments = arguments(&run_configuration(&document)?);
+        let entrypoint = arguments.first().map(|name| image::without_function(name));
+        let named = entrypoint.and_then(|name| image::named(&layers, name, true));
+        let programs = named.map_or_else(|| layers.clone(), |program| vec![program]);
+        let composed = programs
+            .into_iter()
+            .map(|program| self.composed(image, program, &image::composed(&layers, program)));
+        composed.collect()
+    }
+
+    /// What a container of `program` runs, which is the first of these layers.
+    fn composed(
+        &self,
+        image: &str,
+        program: &Descriptor,
+        layers: &[&Descriptor],
+    ) -> Result<Module> {
+        let digests: Result<Vec<_>, String> = layers.iter().map(|layer| layer.sha256()).collect();
+        let key = Parts::key(&digests.map_err(Error::msg)?);
+        let name = format!("{image} {}", program.label());
+        let file = match layers {
+            [module] => {
+                let mut file = tempfile::tempfile()?;
+                io::copy(&mut self.blob(image, module)?, &mut file)?;
+                file
+            }
+            _ => {
+                let mut parts = Parts::new()?;
+                for layer in layers {
+                    io::copy(&mut self.blob(image, layer)?, parts.begin(layer.size)?)?;
+                }
+                parts.into_file()
+            }
+        };
+        let key = Some(key);
+        Ok(Module { name, file, key })
+    }
+
+    fn configuration(&self, image: &str, manifest: &Manifest) -> Result<Vec<u8>> {
+        let config = manifest.config.blob(image, "the configuration");
+        Ok(self.runtime.block_on(self.store.document(&config))?)
     }
 
     /// The file that the image's configuration has containers run.
     fn entrypoint(&self, image: &str, manifest: &Manifest) -> Result<Module> {
-        let config = manifest.config.blob(image, "the configuration");
-        let document = self.runtime.block_on(self.store.document(&config))?;
-        let config: ImageConfiguration = serde_json::from_slice(&document)
-            .with_context(|| format!("the configuration {}", config.digest))?;
-        let config = config.config().clone().unwrap_or_default();
-        let mut arguments = config.entrypoint().clone().unwrap_or_default();
-        arguments.extend(config.cmd().clone().unwrap_or_default());
+        let document = self.configuration(image, manifest)?;
+        let config = run_configuration(&document)
+            .with_context(|| format!("the configuration {}", manifest.config.digest))?;
+        let arguments = arguments(&config);
         let program = arguments.first().context("it has no entrypoint")?;
         let cwd = config.working_dir().clone().unwrap_or_default();
         let env = config.env().clone().unwrap_or_default();
@@ -133,6 +171,7 @@ impl Containerd {
         Ok(Module {
             name: format!("{image} {program}"),
             file,
+            key: None,
         })
     }
 
@@ -150,6 +189,21 @@ impl Containerd {
             chunk: io::Cursor::default(),
         })
     }
+}
+
+/// How an image's containers run, of its configuration; that of an artifact need not have more.
+fn run_configuration(document: &[u8]) -> Result<Config> {
+    let mut document: Value = serde_json::from_slice(document)?;
+    let config = document.get_mut("config").map(Value::take);
+    let config: Option<Config> = serde_json::from_value(config.unwrap_or_default())?;
+    Ok(config.unwrap_or_default())
+}
+
+/// What a container runs, unless it is told otherwise.
+fn arguments(config: &Config) -> Vec<String> {
+    let mut arguments = config.entrypoint().clone().unwrap_or_default();
+    arguments.extend(config.cmd().clone().unwrap_or_default());
+    arguments
 }
 
 /// Names the layer that an error comes from.

@@ -44,7 +44,8 @@ pub struct Warm {
     /// `engine.unknown_imports_trap`
     #[arg(long)]
     unknown_imports_trap: bool,
-    /// Images that containerd has, whose entrypoints are compiled, and wasm files of this machine
+    /// Images that containerd has, whose entrypoints are compiled, composed as their containers run
+    /// them, and wasm files of this machine
     #[arg(required = true, value_name = "IMAGE|FILE")]
     what: Vec<String>,
 }
@@ -66,7 +67,7 @@ impl Warm {
                 scope.spawn(|| {
                     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
                     while let Some(module) = next() {
-                        if let Err(error) = compile(&cache, &module) {
+                        if let Err(error) = compile(&cache, module) {
                             eprintln!("lighter: {error}");
                             failed.store(true, Ordering::Relaxed);
                         }
@@ -88,7 +89,8 @@ impl Warm {
             if Path::new(what).is_file() {
                 let file = File::open(what).with_context(|| format!("cannot read {what}"))?;
                 let name = what.clone();
-                modules.push(Module { name, file });
+                let key = None;
+                modules.push(Module { name, file, key });
                 continue;
             }
             let containerd = match &containerd {
@@ -105,15 +107,19 @@ impl Warm {
 }
 
 /// Compiles one module, if that is needed, and tells how it went.
-fn compile(cache: &wasm::Cache, module: &Module) -> Result<(), wasm::CacheError> {
-    let Module { name, file } = module;
+fn compile(cache: &wasm::Cache, module: Module) -> Result<(), wasm::CacheError> {
+    let Module { name, file, key } = module;
     let is_new = AtomicBool::new(false);
     let since = Instant::now();
-    cache.artifact(file, name, &|mut command: Command| {
+    let run = |mut command: Command| {
         is_new.store(true, Ordering::Relaxed);
         eprintln!("compiling {name}");
         command.status()
-    })?;
+    };
+    match key {
+        Some(key) => cache.artifact_of(&key, file, &name, &run)?,
+        None => cache.artifact(&file, &name, &run)?,
+    };
     match is_new.into_inner() {
         true => println!("{name}: compiled in {:.1} s", since.elapsed().as_secs_f64()),
         false => println!("{name}: is there already"),

@@ -12,6 +12,7 @@ use wasmtime_wasi::async_trait;
 
 use crate::settings::KeyValue;
 use crate::state::State;
+use crate::trust;
 use memory::Memory;
 use redis::Redis;
 
@@ -37,13 +38,14 @@ pub(crate) trait Store: Send + Sync {
     async fn increment(&self, key: &str, delta: u64) -> Result<u64, String>;
 }
 
-/// What gives an event loop its store. One in memory is the same for all; connections belong to
-/// the loop that made them.
-pub(crate) fn stores(set: &KeyValue) -> impl Fn() -> Arc<dyn Store> + use<> {
+/// What gives an event loop its store, for a guest in the environment `env`. One in memory is the
+/// same for all; connections belong to the loop that made them.
+pub(crate) fn stores(set: &KeyValue, env: &[String]) -> impl Fn() -> Arc<dyn Store> + use<> {
     let memory = Arc::new(Memory::new(set.memory));
     let redis = set.redis.clone();
+    let authorities = trust::named(env);
     move || match &redis.host {
-        Some(host) => Arc::new(Redis::new(host.clone(), redis.clone())),
+        Some(host) => Arc::new(Redis::new(host.clone(), redis.clone(), authorities.clone())),
         None => memory.clone(),
     }
 }

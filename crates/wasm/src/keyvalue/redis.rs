@@ -1,21 +1,23 @@
 //! A store in Redis: a key there is a key here, a value a string.
 //!
 //! The connection is made when the guest first asks for something, by the guest's own process: in
-//! the container's network, with its hosts file and name servers.
+//! the container's network, with its hosts file and name servers, and over TLS with its authorities.
 
 use std::fs::File;
 use std::io::Read as _;
 
 use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo as _,
-    RedisConnectionInfo, RedisError, cmd,
-};
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, RedisError, cmd};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use wasmtime_wasi::async_trait;
 
 use super::{Bytes, Store};
 use crate::settings;
+use crate::trust;
 
 /// How many keys Redis is asked to look at for a page of them.
 const PAGE: u64 = 1000;
@@ -27,6 +29,8 @@ const LONGEST_PASSWORD: u64 = 64 << 10;
 pub(super) struct Redis {
     host: String,
     set: settings::Redis,
+    /// The bundle of authorities that the guest's environment names.
+    authorities: Option<String>,
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
@@ -39,10 +43,11 @@ enum Again {
 
 impl Redis {
     /// Not connected yet.
-    pub(super) fn new(host: String, set: settings::Redis) -> Self {
+    pub(super) fn new(host: String, set: settings::Redis, authorities: Option<String>) -> Self {
         Self {
             host,
             set,
+            authorities,
             connection: Mutex::new(None),
         }
     }
@@ -71,20 +76,50 @@ impl Redis {
         if let Some(connection) = &*kept {
             return Ok((connection.clone(), false));
         }
-        let client = self.client()?;
-        let time = Some(self.set.time.0);
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(time)
-            .set_response_timeout(time);
-        let connection = client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await
-            .map_err(|error| self.failed(&format!("cannot connect: {}", reason(&error))))?;
+        let identity = self.identity()?;
+        let connection = timeout(self.set.time.0, self.connect(&identity)).await;
+        let connection = connection
+            .unwrap_or_else(|_| Err(LATE.into()))
+            .map_err(|reason| self.failed(&format!("cannot connect: {reason}")))?;
         *kept = Some(connection.clone());
         Ok((connection, true))
     }
 
-    fn client(&self) -> Result<Client, String> {
+    async fn connect(
+        &self,
+        identity: &RedisConnectionInfo,
+    ) -> Result<MultiplexedConnection, String> {
+        let text = |error: std::io::Error| error.to_string();
+        let place = (self.host.as_str(), self.set.port.0 as u16);
+        let stream = TcpStream::connect(place).await.map_err(text)?;
+        // Commands are small, and are waited for.
+        stream.set_nodelay(true).map_err(text)?;
+        if !self.set.tls {
+            return self.begin(identity, stream).await;
+        }
+        let name = ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
+        let connector = trust::connector(self.authorities.as_deref())?;
+        let stream = connector.connect(name, stream).await;
+        let stream = stream.map_err(|error| format!("TLS (keyvalue.redis.tls): {error}"))?;
+        self.begin(identity, stream).await
+    }
+
+    /// Makes itself known to the server.
+    async fn begin(
+        &self,
+        identity: &RedisConnectionInfo,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ) -> Result<MultiplexedConnection, String> {
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(self.set.time.0));
+        let begun = MultiplexedConnection::new_with_config(identity, stream, config).await;
+        let (connection, driver) = begun.map_err(|error| reason(&error))?;
+        // It ends with the connection.
+        tokio::spawn(driver);
+        Ok(connection)
+    }
+
+    /// Whom to be there, and in which database.
+    fn identity(&self) -> Result<RedisConnectionInfo, String> {
         let mut there = RedisConnectionInfo::default()
             .set_db(self.set.database.into())
             .set_skip_set_lib_name();
@@ -94,11 +129,7 @@ impl Redis {
         if let Some(password) = self.password()? {
             there = there.set_password(password);
         }
-        let address = ConnectionAddr::Tcp(self.host.clone(), self.set.port.0 as u16);
-        address
-            .into_connection_info()
-            .and_then(|server| Client::open(server.set_redis_settings(there)))
-            .map_err(|error| self.failed(&reason(&error)))
+        Ok(there)
     }
 
     fn password(&self) -> Result<Option<String>, String> {
@@ -123,10 +154,12 @@ impl Redis {
     }
 }
 
+const LATE: &str = "no answer in time (keyvalue.redis.time)";
+
 /// What the server or the system says.
 fn reason(error: &RedisError) -> String {
     match error.is_timeout() {
-        true => "no answer in time (keyvalue.redis.time)".into(),
+        true => LATE.into(),
         false => error.to_string(),
     }
 }

@@ -6,9 +6,11 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use wasmtime_wasi_http::{Error, WasiBody};
 
+use super::client::Asked;
 use super::shared::{Counted, Shared};
 
 /// What its connection and its instance know of one request.
@@ -36,59 +38,34 @@ impl Course {
     }
 }
 
-/// A request's body, as much of it as is allowed.
-pub(super) struct Limited {
-    body: Incoming,
-    most: u64,
-    left: u64,
-    course: Arc<Course>,
-    shared: Arc<Shared>,
+/// A body whose frames are what `next` gives of another's.
+pub(crate) fn with_frames<B, F>(body: B, next: F) -> WasiBody
+where
+    B: Body + Send + Unpin + 'static,
+    F: FnMut(Pin<&mut B>, &mut Context<'_>) -> Poll<Next> + Send + Unpin + 'static,
+{
+    WithFrames { body, next }.boxed_unsync()
 }
 
-impl Limited {
-    /// At most `most` bytes of `body`.
-    pub(super) fn new(body: Incoming, most: u64, course: Arc<Course>, shared: Arc<Shared>) -> Self {
-        Self {
-            body,
-            most,
-            left: most,
-            course,
-            shared,
-        }
-    }
+/// What a body says when it is asked for a frame.
+pub(crate) type Next = Option<Result<Frame<Bytes>, Error>>;
+
+struct WithFrames<B, F> {
+    body: B,
+    next: F,
 }
 
-impl Drop for Limited {
-    fn drop(&mut self) {
-        if let Some(figures) = &self.shared.figures {
-            figures.received.add(self.most - self.left);
-        }
-    }
-}
-
-impl Body for Limited {
+impl<B, F> Body for WithFrames<B, F>
+where
+    B: Body + Unpin,
+    F: FnMut(Pin<&mut B>, &mut Context<'_>) -> Poll<Next> + Unpin,
+{
     type Data = Bytes;
     type Error = Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let length = match &frame {
-            Some(Ok(frame)) => frame.data_ref().map_or(0, |data| data.len() as u64),
-            _ => 0,
-        };
-        Poll::Ready(match self.left.checked_sub(length) {
-            Some(left) => {
-                self.left = left;
-                frame.map(|frame| frame.map_err(Error::Hyper))
-            }
-            None => {
-                self.course.too_large.store(true, Ordering::Relaxed);
-                Some(Err(Error::HttpRequestBodySize(None)))
-            }
-        })
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Next> {
+        let Self { body, next } = &mut *self;
+        next(Pin::new(body), context)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -100,56 +77,70 @@ impl Body for Limited {
     }
 }
 
-/// A response's body, with which its request ends.
-pub(super) struct Answer {
+/// How many bytes of a body a frame has.
+pub(super) fn length(frame: &Frame<Bytes>) -> u64 {
+    frame.data_ref().map_or(0, |data| data.len() as u64)
+}
+
+/// At most `most` bytes of a request's body.
+pub(super) fn limited(
+    body: Incoming,
+    most: u64,
+    course: Arc<Course>,
+    shared: Arc<Shared>,
+) -> WasiBody {
+    let mut left = most;
+    with_frames(body, move |body, context| {
+        let frame = ready!(body.poll_frame(context));
+        let frame = frame.map(|frame| frame.map_err(Error::Hyper));
+        let Some(Ok(frame)) = frame else {
+            return Poll::Ready(frame);
+        };
+        let length = length(&frame);
+        Poll::Ready(Some(match left.checked_sub(length) {
+            Some(rest) => {
+                left = rest;
+                if let Some(figures) = &shared.figures {
+                    figures.received.add(length);
+                }
+                Ok(frame)
+            }
+            None => {
+                course.too_large.store(true, Ordering::Relaxed);
+                Err(Error::HttpRequestBodySize(None))
+            }
+        }))
+    })
+}
+
+/// The body of the response to the request of `course`, which is `counted` and `asked` until its
+/// end.
+pub(super) fn answer(
     body: WasiBody,
     course: Arc<Course>,
-    broken: Option<Error>,
-    _counted: Arc<Counted>,
-}
-
-impl Answer {
-    /// The body of the response to the request of `course`, which is counted until its end.
-    pub(super) fn new(body: WasiBody, course: Arc<Course>, counted: Arc<Counted>) -> Self {
-        Self {
-            body,
-            course,
-            broken: None,
-            _counted: counted,
-        }
-    }
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if let Some(error) = self.broken.take() {
+    counted: Arc<Counted>,
+    mut asked: Asked,
+) -> WasiBody {
+    let mut broken = None;
+    with_frames(body, move |body, context| {
+        let _ = &counted;
+        asked.has_room();
+        if let Some(error) = broken.take() {
             return Poll::Ready(Some(Err(error)));
         }
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let error = match frame {
+        let error = match ready!(body.poll_frame(context)) {
             Some(Err(error)) => error,
             // wasmtime-wasi-http ends a body of WASI 0.3 so whose store is dropped.
-            None if self.course.has_failed() => Error::HttpResponseIncomplete,
-            frame => return Poll::Ready(frame),
+            None if course.has_failed() => Error::HttpResponseIncomplete,
+            frame => {
+                asked.is_given();
+                return Poll::Ready(frame);
+            }
         };
         // The connection is dropped for an error with all that it holds. What came before is sent
         // if there is a pause.
-        self.broken = Some(error);
+        broken = Some(error);
         context.waker().wake_by_ref();
         Poll::Pending
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+    })
 }

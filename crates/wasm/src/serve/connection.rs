@@ -1,56 +1,68 @@
 //! One client's connection and its requests.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::header::{HOST, HeaderValue};
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use wasmtime_wasi_http::WasiBody;
 
 use super::Guests;
-use super::bodies::{Answer, Course, Limited};
+use super::bodies::{self, Course};
+use super::client::{Asked, Client};
 use super::failure::Failure;
 use super::figures::Refusal;
+use super::preface;
 use super::record::Record;
-use super::refusal::{body_too_large, busy, failed, refuse, say};
+use super::refusal::{body_too_large, busy, failed, refuse, say, tell_slow};
 use super::settings::Settings;
 use crate::guest::complain;
 
 /// How connections are served.
-pub(super) struct Protocol(Builder<TokioExecutor>);
+pub(super) struct Protocol {
+    first: http1::Builder,
+    second: http2::Builder<TokioExecutor>,
+    header_time: Duration,
+    send_time: Duration,
+}
 
 impl Protocol {
     /// HTTP/1.1, and HTTP/2 for clients that begin with it.
     pub(super) fn new(settings: &Settings) -> Self {
         let http = &settings.set.http;
         let max_headers = http.max_headers.0;
-        let mut builder = Builder::new(TokioExecutor::new());
-        builder
-            .http1()
+        let mut first = http1::Builder::new();
+        first
             .timer(TokioTimer::new())
             // Who has said all that he has to say may still be listening.
             .half_close(true)
             .header_read_timeout(http.header_time.0)
+            // The buffer alone lets some more through, if it comes at once.
+            .max_header_size(max_headers as usize)
             .max_buf_size(max_headers as usize);
-        builder
-            .http2()
+        let mut second = http2::Builder::new(TokioExecutor::new());
+        second
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(max_headers).unwrap_or(u32::MAX))
             .max_concurrent_streams(settings.set.pool.instances.0);
-        Self(builder)
+        Self {
+            first,
+            second,
+            header_time: http.header_time.0,
+            send_time: http.send_time.0,
+        }
     }
 
-    /// Serves one connection to its end; after `ending`, only to the end of the request that is
+    /// Serves one connection to its end; after `ending`, only to the end of the requests that are
     /// under way.
     pub(super) async fn serve(
         &self,
@@ -58,30 +70,93 @@ impl Protocol {
         guests: Guests,
         mut ending: watch::Receiver<bool>,
     ) {
-        // One that has broken off has none.
-        let client = stream
-            .peer_addr()
-            .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
-        let service = service_fn(move |request| answer_and_tell(guests.clone(), client, request));
-        let mut connection = pin!(self.0.serve_connection(TokioIo::new(stream), service));
-        tokio::select! {
-            // A client that breaks off or talks nonsense has been told so; nobody else cares.
-            _ = connection.as_mut() => return,
-            _ = ending.wait_for(|ending| *ending) => {}
+        let begun = tokio::select! {
+            begun = timeout(self.header_time, preface::is_sent(&stream)) => begun,
+            _ = ending.wait_for(|ending| *ending) => return,
+        };
+        let client = Arc::new(Client::of(&stream));
+        match begun {
+            Ok(Ok(false)) => self.serve_first(stream, guests, client, ending).await,
+            Ok(Ok(true)) => self.serve_second(stream, guests, client, ending).await,
+            // It has broken off.
+            Ok(Err(_)) => {}
+            Err(_) => preface::forget(&stream),
         }
-        connection.as_mut().graceful_shutdown();
-        let _ = connection.await;
+    }
+
+    /// HTTP/1.1.
+    async fn serve_first(
+        &self,
+        stream: TcpStream,
+        guests: Guests,
+        client: Arc<Client>,
+        mut ending: watch::Receiver<bool>,
+    ) {
+        let service = {
+            let client = client.clone();
+            service_fn(move |request| answer_and_tell(guests.clone(), client.clone(), request))
+        };
+        let mut connection = self.first.serve_connection(TokioIo::new(stream), service);
+        let mut is_ending = false;
+        let ended = loop {
+            tokio::select! {
+                ended = &mut connection => break ended,
+                () = client.takes_nothing(self.send_time) => return,
+                _ = ending.wait_for(|ending| *ending), if !is_ending => {
+                    is_ending = true;
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                }
+            }
+        };
+        // A client that breaks off or talks nonsense has been told so; nobody else cares.
+        if ended.is_err_and(|error| error.is_timeout()) {
+            let parts = connection.into_parts();
+            // One that has begun no request has missed nothing.
+            if !parts.read_buf.is_empty() {
+                tell_slow(&parts.io.into_inner());
+            }
+        }
+    }
+
+    /// HTTP/2, whose connection ends when there has been no request for a time.
+    async fn serve_second(
+        &self,
+        stream: TcpStream,
+        guests: Guests,
+        client: Arc<Client>,
+        mut ending: watch::Receiver<bool>,
+    ) {
+        let service = {
+            let client = client.clone();
+            service_fn(move |request| answer_and_tell(guests.clone(), client.clone(), request))
+        };
+        let connection = self.second.serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection);
+        let mut is_ending = false;
+        loop {
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = client.takes_nothing(self.send_time) => return,
+                () = client.asks_nothing(self.header_time) => if is_ending {
+                    // It has been told to go, and had time for it.
+                    return;
+                },
+                _ = ending.wait_for(|ending| *ending), if !is_ending => {}
+            }
+            is_ending = true;
+            connection.as_mut().graceful_shutdown();
+        }
     }
 }
 
 /// As [`answer`], and tells of it where that is set.
 async fn answer_and_tell(
     guests: Guests,
-    client: IpAddr,
+    client: Arc<Client>,
     request: Request<Incoming>,
 ) -> Result<Response<WasiBody>, Infallible> {
-    let record = Record::of(guests.maker(), client, &request);
-    let response = answer(guests, request).await?;
+    let record = Record::of(guests.maker(), client.address, &request);
+    let response = answer(guests, client.asks(), request).await?;
     Ok(match record {
         Some(record) => record.end_with(response),
         None => response,
@@ -91,6 +166,7 @@ async fn answer_and_tell(
 /// Has the guest answer `request`, or says why it does not.
 async fn answer(
     guests: Guests,
+    asked: Asked,
     mut request: Request<Incoming>,
 ) -> Result<Response<WasiBody>, Infallible> {
     let maker = guests.maker();
@@ -119,7 +195,7 @@ async fn answer(
     }
     let request = request.map(|body| {
         let shared = maker.shared.clone();
-        Limited::new(body, settings.max_body, course.clone(), shared).boxed_unsync()
+        bodies::limited(body, settings.max_body, course.clone(), shared)
     });
     let begun = Instant::now();
     let counted = Arc::new(counted);
@@ -132,7 +208,7 @@ async fn answer(
     }
     let failure = match answered {
         Ok(response) => {
-            return Ok(response.map(|body| Answer::new(body, course, counted).boxed_unsync()));
+            return Ok(response.map(|body| bodies::answer(body, course, counted, asked)));
         }
         Err(failure) => failure,
     };

@@ -59,7 +59,7 @@ pub(super) fn serve(
     let (stdout, stderr) =
         output().map_err(|error| failed("cannot duplicate its streams", error))?;
     let (invocation, settings) = (Arc::new(invocation.clone()), Arc::new(settings));
-    let store = keyvalue::stores(&settings.set.keyvalue);
+    let store = keyvalue::stores(&settings.set.keyvalue, &invocation.env);
     let maker = || Maker {
         engine: engine.clone(),
         invocation: invocation.clone(),

@@ -5,8 +5,9 @@
 //! As many others as the container may use processors each serve the connections that they are
 //! given, the guest's code included, from beginning to end, so that a request crosses no thread.
 //!
-//! Reading order: [`Server`], `settings`, `listener`, `connection` (a client's requests), `refusal`
-//! (what it is told when there is no answer), `bodies`, `maker` (what instances are made from);
+//! Reading order: [`Server`], `settings`, `listener`, `connection` (a client's requests), `preface`
+//! (which protocol it speaks), `client` (whether it is there), `refusal` (what it is told when there
+//! is no answer), `bodies`, `maker` (what instances are made from);
 //! `plain` and `call` (guests of WASI 0.2), `concurrent` (those of 0.3), `failure` (why they did not
 //! answer); `shared` (what the threads know of each other), `record` (what is told of a request when
 //! it is over: in the `log`, and in `figures`, which `exposition` writes down for those who
@@ -14,6 +15,7 @@
 
 mod bodies;
 mod call;
+mod client;
 mod concurrent;
 mod connection;
 mod exposition;
@@ -23,6 +25,7 @@ mod listener;
 mod log;
 mod maker;
 mod plain;
+mod preface;
 mod record;
 mod refusal;
 mod scrape;
@@ -43,6 +46,7 @@ use crate::engine::Concurrency;
 use crate::guest::{EXIT_HOST_FAILURE, Invocation};
 use crate::state::State;
 use bodies::Course;
+pub(crate) use bodies::with_frames;
 use concurrent::Concurrent;
 use failure::Failure;
 use maker::Maker;

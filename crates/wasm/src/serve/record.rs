@@ -1,17 +1,15 @@
 //! What is told of a request when it is over: in the log, and in the figures.
 
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 use std::time::Instant;
 
-use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame, SizeHint};
+use hyper::body::Body as _;
 use hyper::{Request, Response, StatusCode};
-use wasmtime_wasi_http::{Error, WasiBody};
+use wasmtime_wasi_http::WasiBody;
 
+use super::bodies::{length, with_frames};
 use super::log::Entry;
 use super::maker::Maker;
 use super::shared::Shared;
@@ -42,7 +40,16 @@ impl Record {
     /// The response to the request, which ends with its body.
     pub(super) fn end_with(mut self, response: Response<WasiBody>) -> Response<WasiBody> {
         self.status = Some(response.status());
-        response.map(|body| Recorded { body, record: self }.boxed_unsync())
+        response.map(|body| {
+            with_frames(body, move |body, context| {
+                let record = &mut self;
+                let frame = ready!(body.poll_frame(context));
+                if let Some(Ok(frame)) = &frame {
+                    record.sent += length(frame);
+                }
+                Poll::Ready(frame)
+            })
+        })
     }
 }
 
@@ -56,35 +63,5 @@ impl Drop for Record {
             figures.request(self.status, took);
             figures.sent.add(self.sent);
         }
-    }
-}
-
-/// A response's body that is counted.
-struct Recorded {
-    body: WasiBody,
-    record: Record,
-}
-
-impl Body for Recorded {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        if let Some(Ok(frame)) = &frame {
-            self.record.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

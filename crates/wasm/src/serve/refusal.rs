@@ -3,7 +3,17 @@
 use http_body_util::{BodyExt as _, Full};
 use hyper::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, RETRY_AFTER, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode, Version};
+use tokio::net::TcpStream;
 use wasmtime_wasi_http::WasiBody;
+
+/// Said to a client whose request's line or headers have not come in time.
+const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\
+    content-length: 43\r\n\r\nthe request's headers did not come in time\n";
+
+/// Tells a client so, if that does not take time.
+pub(super) fn tell_slow(stream: &TcpStream) {
+    let _ = stream.try_write(TOO_SLOW);
+}
 
 /// What is not for a guest at all.
 pub(super) fn refuse<B>(request: &Request<B>, max_body: u64) -> Option<Response<WasiBody>> {

@@ -73,6 +73,8 @@ pub struct Redis {
     pub host: Option<String>,
     /// Its port.
     pub port: Count<65_535>,
+    /// Whether it is spoken to over TLS.
+    pub tls: bool,
     /// The user to be there; without one the server's default user.
     pub user: Option<String>,
     /// The user's password.
@@ -90,6 +92,7 @@ impl Default for Redis {
         Self {
             host: None,
             port: Count(6379),
+            tls: false,
             user: None,
             password: None,
             password_file: None,
@@ -118,7 +121,11 @@ impl Redis {
 /// told it.
 pub const SECRETS: [(&str, &[&str]); 1] = [(
     "keyvalue.redis.password",
-    &["keyvalue.redis.host", "keyvalue.redis.port"],
+    &[
+        "keyvalue.redis.host",
+        "keyvalue.redis.port",
+        "keyvalue.redis.tls",
+    ],
 )];
 
 /// A text that is not to be seen in logs.

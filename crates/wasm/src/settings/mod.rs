@@ -91,6 +91,8 @@ pub struct Http {
     pub request_time: Option<Time>,
     /// Time that a client may take for a request's line and headers.
     pub header_time: Time,
+    /// Time that a client may leave what there is of its responses untaken.
+    pub send_time: Time,
     /// Time that an instance waits for its next request.
     pub idle_time: Time,
     /// Requests at a time.
@@ -117,6 +119,7 @@ impl Default for Http {
             backlog: Count(1024),
             request_time: None,
             header_time: Time::seconds(30),
+            send_time: Time::seconds(60),
             idle_time: Time::seconds(1),
             max_requests: None,
             max_connections: None,

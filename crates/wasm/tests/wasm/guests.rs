@@ -411,4 +411,8 @@ fn arguments_and_environment_arrive_as_given() {
         "x\0PWD=/else\0",
         "a PWD that is there stays"
     );
+    let output = process(&artifact, &["--cwd", "/"], &["x"])
+        .output()
+        .expect("output");
+    assert_eq!(stdout(&output), "x\0", "a guest begins in / anyway");
 }
