@@ -69,7 +69,7 @@ pub struct Scale {
 }
 
 /// Among a thousand, starting a container takes at most this many times what it takes among ten.
-const START: f64 = 2.0;
+const START: f64 = 1.5;
 /// The same for a container's memory, threads and descriptors.
 const COST: f64 = 1.1;
 
