@@ -14,6 +14,8 @@ pub struct Kind {
     args: &'static [&'static str],
     /// The shim's settings.
     settings: &'static str,
+    /// How many idle ones are looked at, at least.
+    pub least_idle: u32,
 }
 
 /// The model, which every other kind is compared with.
@@ -26,24 +28,28 @@ pub const BRIEF: [Kind; 4] = [
         runtime: RUNC,
         args: &["/bin/true"],
         settings: "",
+        least_idle: 1,
     },
     Kind {
         name: "linux",
         runtime: WASMTIME,
         args: &["/bin/true"],
         settings: "",
+        least_idle: 1,
     },
     Kind {
         name: "wasm",
         runtime: WASMTIME,
         args: &["/hello.wasm"],
         settings: "",
+        least_idle: 1,
     },
     Kind {
         name: "wasm-tiny",
         runtime: WASMTIME,
         args: &["/tiny.wasm"],
         settings: "",
+        least_idle: 1,
     },
 ];
 
@@ -54,12 +60,14 @@ pub const IDLE: [Kind; 4] = [
         runtime: RUNC,
         args: &["/bin/sleep", "86400"],
         settings: "",
+        least_idle: 1,
     },
     Kind {
         name: "linux",
         runtime: WASMTIME,
         args: &["/bin/sleep", "86400"],
         settings: "",
+        least_idle: 1,
     },
     ALONE,
     GROUPED,
@@ -71,12 +79,14 @@ pub const ALONE: Kind = Kind {
     runtime: WASMTIME,
     args: &["/tool.wasm", "sleep", "86400"],
     settings: "",
+    least_idle: 1,
 };
 
 /// Idle guests in one daemon.
 pub const GROUPED: Kind = Kind {
     name: "wasm-grouped",
     settings: "group_by = 'namespace'",
+    least_idle: 100,
     ..ALONE
 };
 

@@ -35,7 +35,7 @@ struct Options {
     /// How many containers of each kind are measured, one at a time and four at a time
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// How many idle containers of each kind are held at once
+    /// How many idle containers of each kind are held at once; of those in one daemon a hundred at least
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     idle: u32,
     /// Measure instead how costs grow with the number of containers, up to so many
@@ -107,8 +107,9 @@ fn run(options: &Options) -> Result<bool> {
     let together = life::together(&engine, &rootfs, options.rounds)?;
     let mut idle = Vec::new();
     for kind in kind::IDLE {
-        eprintln!("{} idle containers: {}", options.idle, kind.name);
-        idle.push(memory::idle(&engine, &rootfs, kind, options.idle)?);
+        let count = options.idle.max(kind.least_idle);
+        eprintln!("{count} idle containers: {}", kind.name);
+        idle.push(memory::idle(&engine, &rootfs, kind, count)?);
     }
     eprintln!("requests over HTTP");
     let http = http::measure(&engine, &rootfs, &wasmtime)?;

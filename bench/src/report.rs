@@ -108,9 +108,8 @@ fn lives(f: &mut Formatter<'_>, how: &str, lives: &[Lives]) -> fmt::Result {
 }
 
 fn idle(f: &mut Formatter<'_>, idle: &[Idle]) -> fmt::Result {
-    let count = idle.first().map_or(0, |idle| idle.containers);
-    writeln!(f, "\none of {count} idle containers, memory in kB")?;
-    let columns = ["PSS", "private", "processes", "threads", "ratio"];
+    writeln!(f, "\none of so many idle containers, memory in kB")?;
+    let columns = ["held", "PSS", "private", "processes", "threads", "ratio"];
     write!(f, "  {:10}", "")?;
     for column in columns {
         write!(f, "{column:>11}")?;
@@ -125,8 +124,9 @@ fn idle(f: &mut Formatter<'_>, idle: &[Idle]) -> fmt::Result {
             .collect();
         writeln!(
             f,
-            "  {:10}{:>11.0}{:>11.0}{:>11.1}{:>11.1}{ratio:>11.3}   {}",
+            "  {:12}{:>9}{:>11.0}{:>11.0}{:>11.1}{:>11.1}{ratio:>11.3}   {}",
             of.kind,
+            of.containers,
             of.pss,
             of.private,
             of.processes,
