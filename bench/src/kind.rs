@@ -15,6 +15,9 @@ pub struct Kind {
     args: &'static [&'static str],
     /// The shim's settings.
     settings: &'static str,
+    /// How many are held at once at least when their memory is measured: what they share is to be
+    /// shared by as many as the kind is for.
+    pub least_idle: u32,
 }
 
 /// The model, which every other kind is compared with.
@@ -123,6 +126,7 @@ impl Kind {
             runtime: runtime.to_owned(),
             args,
             settings: "",
+            least_idle: 1,
         }
     }
 
@@ -135,6 +139,7 @@ impl Kind {
     pub fn grouped() -> Self {
         Self {
             settings: "group_by = 'namespace'",
+            least_idle: 100,
             ..Self::new("wasm-grouped", WASMTIME, IDLE)
         }
     }

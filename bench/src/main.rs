@@ -37,7 +37,7 @@ struct Options {
     /// How many containers of each kind are measured, one at a time and four at a time
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// How many idle containers of each kind are held at once
+    /// How many idle containers of each kind are held at once; of those in one daemon a hundred at least
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     idle: u32,
     /// Also measure the lives, first output and memory of guests under another shim, the program
@@ -119,8 +119,9 @@ fn run(options: &Options) -> Result<bool> {
     let first = first::measure(&engine, &rootfs, &kind::speaking(peer), options.rounds)?;
     let mut idle = Vec::new();
     for kind in kind::idle(peer) {
-        eprintln!("{} idle containers: {}", options.idle, kind.name);
-        idle.push(memory::idle(&engine, &rootfs, &kind, options.idle)?);
+        let count = options.idle.max(kind.least_idle);
+        eprintln!("{count} idle containers: {}", kind.name);
+        idle.push(memory::idle(&engine, &rootfs, &kind, count)?);
     }
     eprintln!("requests over HTTP");
     let http = http::measure(&engine, &rootfs, &wasmtime)?;

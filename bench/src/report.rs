@@ -136,9 +136,8 @@ fn first(f: &mut Formatter<'_>, first: &[First]) -> fmt::Result {
 }
 
 fn idle(f: &mut Formatter<'_>, idle: &[Idle]) -> fmt::Result {
-    let count = idle.first().map_or(0, |idle| idle.containers);
-    writeln!(f, "\none of {count} idle containers, memory in kB")?;
-    let columns = ["PSS", "private", "processes", "threads", "ratio"];
+    writeln!(f, "\none of so many idle containers, memory in kB")?;
+    let columns = ["held", "PSS", "private", "processes", "threads", "ratio"];
     write!(f, "  {:16}", "")?;
     for column in columns {
         write!(f, "{column:>11}")?;
@@ -153,8 +152,9 @@ fn idle(f: &mut Formatter<'_>, idle: &[Idle]) -> fmt::Result {
             .collect();
         writeln!(
             f,
-            "  {:16}{:>11.0}{:>11.0}{:>11.1}{:>11.1}{ratio:>11.3}   {}",
+            "  {:16}{:>11}{:>11.0}{:>11.0}{:>11.1}{:>11.1}{ratio:>11.3}   {}",
             of.kind,
+            of.containers,
             of.pss,
             of.private,
             of.processes,
