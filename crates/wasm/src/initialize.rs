@@ -147,7 +147,7 @@ fn state(words: &Words) -> wasmtime::Result<State> {
     let settings = Arc::new(Settings::default());
     let common = Common {
         stderr: Output::stderr()?,
-        store: keyvalue::stores(&settings.keyvalue)(),
+        store: keyvalue::stores(&settings.keyvalue, &[])(),
         settings,
     };
     Ok(State::new(
