@@ -97,6 +97,7 @@ impl Initialization {
 
     fn key_of(&self, module: &Digest, files: &[(&str, Digest)]) -> Digest {
         let mut hash = Sha256::new_with_prefix(b"initialized");
+        hash.update((files.len() as u64).to_le_bytes());
         let mut text = |text: &str| {
             hash.update((text.len() as u64).to_le_bytes());
             hash.update(text);
