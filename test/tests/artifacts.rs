@@ -636,6 +636,9 @@ fn build_into_containerd(engine: &Containerd) -> Result<()> {
         printed
     );
     build(engine, &[&args[..], &["--cmd", "two"]].concat())?;
+    // The snapshot that ctr has made goes with the image that it was made of; ctr would find it here,
+    // and not any more a moment later.
+    collect_garbage(engine)?;
     let output = run(&[])?;
     assert!(output.contains("argument 1: two\n"), "{output}");
     // What garbage collection leaves is the whole image.
