@@ -162,6 +162,10 @@ impl Rootfs {
     pub fn write(&self, folder: &Path) -> Result<()> {
         for entry in &self.entries {
             let path = folder.join(&entry.path);
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)
+                    .with_context(|| format!("create {}", folder.display()))?;
+            }
             let written = match &entry.content {
                 Content::Folder => fs::create_dir_all(&path),
                 Content::Bytes(bytes) => fs::write(&path, bytes),

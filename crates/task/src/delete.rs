@@ -7,14 +7,15 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
 
 use container::{Orphan, Target};
 use containerd_shim::Flags;
 use containerd_shim::api::{DeleteRequest, DeleteResponse, KillRequest, WaitRequest};
 use containerd_shim::protos::protobuf::{Message, MessageField};
 use containerd_shim::protos::shim_async::{Client, TaskClient};
-use containerd_shim::protos::ttrpc::context;
+use containerd_shim::protos::ttrpc::{self, context};
 use nix::sys::signal::Signal;
 
 use crate::group::{Group, GroupBy};
@@ -29,6 +30,11 @@ const KILLED: u32 = 128 + 9;
 /// How long a daemon may take to free a container; containerd gives all of this five seconds.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long the socket of a daemon that was killed may go on taking connections, and how often that is
+/// looked at.
+const FALL: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(5);
+
 /// Frees what the container of `flags` left, and prints how it ended as a `DeleteResponse`.
 ///
 /// # Errors
@@ -38,11 +44,15 @@ pub fn delete(flags: &Flags) -> io::Result<()> {
     let bundle = bundle_path(flags)?;
     let memo = Memo::read(&bundle);
     let mut freed = None;
+    let mut falling_silent = Vec::new();
     for socket in sockets(flags, &bundle) {
-        match socket::remove_dead(socket_path(&socket)) {
-            Ok(true) => freed = freed.or(have_freed(&socket, &flags.id)),
-            Ok(false) => {}
-            Err(error) => eprintln!("removing {socket}: {error}"),
+        if remove_dead(&socket) {
+            continue;
+        }
+        match have_freed(&socket, &flags.id) {
+            Answer::Freed(response) => freed = Some(response),
+            Answer::Refused => {}
+            Answer::Nothing => falling_silent.push(socket),
         }
     }
     let orphan = Orphan {
@@ -55,6 +65,15 @@ pub fn delete(flags: &Flags) -> io::Result<()> {
     };
     if let Err(error) = container::delete_orphan(&orphan) {
         eprintln!("freeing container {}: {error}", flags.id);
+    }
+    // The kernel closes what a killed daemon had open one after the other.
+    let until = Instant::now() + FALL;
+    loop {
+        falling_silent.retain(|socket| !remove_dead(socket));
+        if falling_silent.is_empty() || Instant::now() > until {
+            break;
+        }
+        sleep(PAUSE);
     }
     let response = freed.unwrap_or_else(|| DeleteResponse {
         pid: memo.pid,
@@ -97,13 +116,39 @@ fn sockets(flags: &Flags, bundle: &Path) -> Vec<String> {
     all
 }
 
-/// Has the daemon at `socket` free the container `id`, if it has that; returns how it ended.
-fn have_freed(socket: &str, id: &str) -> Option<DeleteResponse> {
+/// Removes `socket` if nobody listens there any more; whether it is gone, or cannot be removed.
+fn remove_dead(socket: &str) -> bool {
+    match socket::remove_dead(socket_path(socket)) {
+        Ok(lives) => !lives,
+        Err(error) => {
+            eprintln!("removing {socket}: {error}");
+            true
+        }
+    }
+}
+
+/// What a daemon says when it is to free a container.
+enum Answer {
+    /// That it has, and how that ended.
+    Freed(DeleteResponse),
+    /// That it has no such container, mostly.
+    Refused,
+    /// It says nothing: it is about to end, or hangs.
+    Nothing,
+}
+
+/// Has the daemon at `socket` free the container `id`, if it has that.
+fn have_freed(socket: &str, id: &str) -> Answer {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
-        .inspect_err(|error| eprintln!("asking the daemon at {socket}: {error}"))
-        .ok()?;
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("asking the daemon at {socket}: {error}");
+            return Answer::Nothing;
+        }
+    };
     let freed = async {
         let tasks = TaskClient::new(Client::connect(socket).await?);
         let deadline = || context::with_duration(PATIENCE);
@@ -120,6 +165,9 @@ fn have_freed(socket: &str, id: &str) -> Option<DeleteResponse> {
         tasks.delete(deadline(), &delete).await
     };
     let freed = async { tokio::time::timeout(PATIENCE, freed).await };
-    // Mostly it has no such container, or is about to end.
-    runtime.block_on(freed).ok()?.ok()
+    match runtime.block_on(freed) {
+        Ok(Ok(response)) => Answer::Freed(response),
+        Ok(Err(ttrpc::Error::RpcStatus(_))) => Answer::Refused,
+        Ok(Err(_)) | Err(_) => Answer::Nothing,
+    }
 }
