@@ -61,13 +61,13 @@ impl Publisher {
     /// Queues `event`.
     pub fn publish(&self, event: impl Event + Message) {
         let topic = event.topic();
-        let envelope = timestamp().and_then(|at| {
+        let envelope = timestamp().map(|at| {
             let mut envelope = Envelope::new();
             envelope.set_topic(topic.clone());
             envelope.set_namespace(self.namespace.clone());
             envelope.set_timestamp(at);
             envelope.set_event(any(EVENTS, &event));
-            Ok(envelope)
+            envelope
         });
         match envelope {
             // The queue is open for as long as there is a publisher.
