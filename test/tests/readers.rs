@@ -94,10 +94,15 @@ fn files(engine: &Containerd) -> Result<()> {
         lines.sort();
         lines
     };
-    assert_eq!(lines(&texts[0]), ["err", "err", "out", "out"]);
-    assert_eq!(lines(&texts[2]), lines(&texts[0]), "not as under runc");
-    assert_eq!(lines(&texts[1]), ["before", "err", "out"]);
-    assert_eq!(lines(&texts[3]), lines(&texts[1]), "not as under runc");
+    let (appended, plain) = (["err", "err", "out", "out"], ["before", "err", "out"]);
+    assert_eq!(lines(&texts[2]), appended);
+    assert_eq!(lines(&texts[3]), plain);
+    // The runc shim writes there as well, but of two streams with one file it may lose one.
+    for (text, whole) in [(&texts[0], &appended[..]), (&texts[1], &plain)] {
+        let lines = lines(text);
+        assert!(lines.iter().all(|line| whole.contains(&line.as_str())));
+        assert!(lines.len() > 1, "not as under runc: {lines:?}");
+    }
 
     let log = format!("file://{}", folder.text("guest"));
     let output = engine

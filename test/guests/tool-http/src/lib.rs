@@ -93,10 +93,14 @@ fn begin(answer: ResponseOutparam, status: u16) -> (OutgoingBody, wasi::io::stre
     (body, stream)
 }
 
+/// Answers, as far as the client stays for it.
 fn text(answer: ResponseOutparam, status: u16, text: &str) {
     let (body, stream) = begin(answer, status);
     for chunk in text.as_bytes().chunks(CHUNK as usize) {
-        stream.blocking_write_and_flush(chunk).unwrap();
+        match stream.blocking_write_and_flush(chunk) {
+            Err(StreamError::Closed) => return,
+            written => written.unwrap(),
+        }
     }
     drop(stream);
     OutgoingBody::finish(body, None).unwrap();
