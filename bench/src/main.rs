@@ -12,6 +12,7 @@ mod http;
 mod kind;
 mod life;
 mod memory;
+mod modules;
 mod plot;
 mod promise;
 mod python;
@@ -44,7 +45,8 @@ struct Options {
     /// containerd-shim-NAME-VERSION at PATH
     #[arg(long, value_name = "PATH")]
     peer_shim: Option<PathBuf>,
-    /// Measure instead how costs grow with the number of containers, up to so many
+    /// Measure instead how costs grow: with the number of containers up to so many, of connections, and
+    /// with a module's size
     #[arg(long, value_name = "CONTAINERS", value_parser = clap::value_parser!(u32).range(10..))]
     scale: Option<u32>,
     /// Also write all figures to FOLDER/figures.json, and a picture of the lives to FOLDER/life.svg;
@@ -100,7 +102,7 @@ fn run(options: &Options) -> Result<bool> {
     eprintln!("warming up");
     life::warm_up(&engine, &rootfs, &brief)?;
     if let Some(most) = options.scale {
-        let scale = scale::measure(&engine, &rootfs, machine, most)?;
+        let scale = scale::measure(&engine, &rootfs, &wasmtime, machine, most)?;
         print!("{scale}");
         if let Some(folder) = &options.output {
             write(folder, "scale.json", &serde_json::to_vec_pretty(&scale)?)?;
@@ -124,7 +126,7 @@ fn run(options: &Options) -> Result<bool> {
         idle.push(memory::idle(&engine, &rootfs, &kind, count)?);
     }
     eprintln!("requests over HTTP");
-    let http = http::measure(&engine, &rootfs, &wasmtime)?;
+    let http = http::measure(&engine, &rootfs, &wasmtime, &http::CONNECTIONS)?;
     eprintln!("starts of CPython");
     let python = python::measure(&engine, &wasmtime)?;
     engine.ensure_clean()?;

@@ -1,4 +1,5 @@
-//! How what a container costs grows with the number of those that are there.
+//! How costs grow: a container's with the number of those that are there, a request's with that of
+//! connections, a create's with the module's size.
 
 use std::fmt::{self, Display, Formatter};
 use std::fs;
@@ -11,12 +12,18 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use crate::figures::Figures;
+use crate::http::{self, Served};
 use crate::kind::Kind;
 use crate::memory::{REST, field};
+use crate::modules::{self, Module};
 use crate::promise::Promise;
+use crate::wasmtime::Wasmtime;
 
 /// How many containers there are when costs are looked at.
 const STEPS: [u32; 4] = [1, 10, 100, 1000];
+
+/// Numbers of connections that servers are asked over.
+const CONNECTIONS: [u32; 5] = [1, 4, 16, 64, 128];
 
 /// Containers before a step whose starts are its figure: a tenth of them, and at least nine.
 fn window(step: u32) -> usize {
@@ -64,6 +71,10 @@ pub struct Scale {
     pub machine: Vec<String>,
     /// Each kind.
     pub curves: Vec<Curve>,
+    /// Servers of requests over HTTP, under [`CONNECTIONS`].
+    pub http: Vec<Served>,
+    /// Modules, small ones first.
+    pub modules: Vec<Module>,
     /// The guarantees.
     pub promises: Vec<Promise>,
 }
@@ -73,13 +84,14 @@ const START: f64 = 1.5;
 /// The same for a container's memory, threads and descriptors.
 const COST: f64 = 1.1;
 
-/// Measures both kinds, up to `most` containers.
+/// Measures both kinds of container, up to `most`, then the rest.
 ///
 /// # Errors
-/// A container that fails.
+/// The first thing that fails.
 pub fn measure(
     engine: &Containerd,
     rootfs: &Rootfs,
+    wasmtime: &Wasmtime,
     machine: Vec<String>,
     most: u32,
 ) -> Result<Scale> {
@@ -89,10 +101,16 @@ pub fn measure(
         curves.push(curve(engine, rootfs, &kind, most)?);
         engine.ensure_clean()?;
     }
+    eprintln!("requests over HTTP");
+    let http = http::measure(engine, rootfs, wasmtime, &CONNECTIONS)?;
+    let modules = modules::measure(engine)?;
+    engine.ensure_clean()?;
     let promises = curves.iter().flat_map(promises).collect();
     Ok(Scale {
         machine,
         curves,
+        http,
+        modules,
         promises,
     })
 }
@@ -234,14 +252,52 @@ impl Display for Scale {
             let Figures { median, p99, .. } = curve.stop;
             writeln!(f, "  stopped and deleted in {median:.1} ms, p99 {p99:.1}")?;
         }
+        requests(f, &self.http)?;
+        sizes(f, &self.modules)?;
         writeln!(
             f,
-            "\nguarantees (SPECIFICATION.md): the last row as a share of the second"
+            "\nguarantees (SPECIFICATION.md): the last row of containers as a share of the second"
         )?;
         self.promises
             .iter()
             .try_for_each(|promise| write!(f, "{promise}"))
     }
+}
+
+/// A column for each number of connections.
+fn requests(f: &mut Formatter<'_>, http: &[Served]) -> fmt::Result {
+    write!(f, "\nrequests/s over so many connections\n  {:20}", "")?;
+    for connections in CONNECTIONS {
+        write!(f, "{connections:>10}")?;
+    }
+    for of in http {
+        write!(f, "\n  {:20}", of.kind)?;
+        for at in 0..CONNECTIONS.len() {
+            write!(f, "{:>10.0}", of.figures(at, |load| load.rate()).median)?;
+        }
+        write!(f, "\n  {:20}", "  p99, ms")?;
+        for at in 0..CONNECTIONS.len() {
+            write!(f, "{:>10.2}", of.figures(at, |load| load.p99).median)?;
+        }
+    }
+    writeln!(f)
+}
+
+fn sizes(f: &mut Formatter<'_>, modules: &[Module]) -> fmt::Result {
+    writeln!(f, "\na create, in ms, by the size of the module")?;
+    write!(f, "  {:24}", "")?;
+    for column in ["module kB", "code kB", "compiled", "hashed", "mapped"] {
+        write!(f, "{column:>12}")?;
+    }
+    writeln!(f)?;
+    for of in modules {
+        writeln!(
+            f,
+            "  {:24}{:>12.1}{:>12.1}{:>12.1}{:>12.1}{:>12.1}",
+            of.name, of.size, of.code, of.compiled, of.hashed.median, of.mapped.median
+        )?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

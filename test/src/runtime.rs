@@ -7,7 +7,7 @@ use containerd_client::tonic::{Code, Status};
 use tokio::runtime::{Builder, Handle};
 
 /// How long one call to a daemon may take before it counts as hung.
-pub const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(400);
 
 /// The runtime's handle; its thread starts with the first call.
 pub fn handle() -> &'static Handle {

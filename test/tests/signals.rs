@@ -1,9 +1,12 @@
 //! Signals end a guest at once, whatever it does.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lighter_test::{Containerd, RUNC, Rootfs, WASMTIME, each_containerd, leaks::ensure_dead};
+use lighter_test::{
+    Containerd, RUNC, Rootfs, WASMTIME, each_containerd, eventually, leaks::ensure_dead,
+};
 use nix::sys::signal::Signal;
 
 each_containerd!(
@@ -120,6 +123,11 @@ fn real_time(engine: &Containerd) -> Result<()> {
             .create()?;
         container.start()?;
         let (id, pid) = (container.id().to_owned(), container.pid());
+        // runc's own program, which takes no notice of it, is there for a while after the start.
+        eventually("the program runs", || {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            (!name.starts_with("runc")).then_some(())
+        })?;
         container.signal(40, false)?;
         assert_eq!(container.wait()?.status, 168, "{runtime} {args:?}");
         container.finish()?;

@@ -18,7 +18,7 @@ use wrk::Wrk;
 pub use server::MODEL;
 pub use wrk::Load;
 
-/// Numbers of connections.
+/// Numbers of connections whose figures are guaranteed.
 pub const CONNECTIONS: [u32; 3] = [1, 16, 128];
 
 /// How long each kind of server is asked in a turn, in seconds.
@@ -37,7 +37,7 @@ pub struct Served {
     pub kind: &'static str,
     /// Milliseconds from nothing to the first answer, each time.
     pub starts: Vec<f64>,
-    /// For each of [`CONNECTIONS`], a turn each.
+    /// For each number of connections, a turn each.
     pub loads: Vec<Vec<Load>>,
     /// Kilobytes of memory (PSS) amid the load of the most connections, a turn each.
     pub memory: Vec<f64>,
@@ -50,11 +50,16 @@ impl Served {
     }
 }
 
-/// Measures every kind, in turns.
+/// Measures every kind, in turns, over each of these numbers of `connections`.
 ///
 /// # Errors
 /// The first thing that fails.
-pub fn measure(engine: &Containerd, rootfs: &Rootfs, wasmtime: &Wasmtime) -> Result<Vec<Served>> {
+pub fn measure(
+    engine: &Containerd,
+    rootfs: &Rootfs,
+    wasmtime: &Wasmtime,
+    connections: &[u32],
+) -> Result<Vec<Served>> {
     let wrk = Wrk::new(engine.folder())?;
     let from = Sources {
         engine,
@@ -68,7 +73,7 @@ pub fn measure(engine: &Containerd, rootfs: &Rootfs, wasmtime: &Wasmtime) -> Res
         .map(|kind| Served {
             kind: kind.name,
             starts: Vec::new(),
-            loads: vec![Vec::new(); CONNECTIONS.len()],
+            loads: vec![Vec::new(); connections.len()],
             memory: Vec::new(),
         })
         .collect();
@@ -87,20 +92,20 @@ pub fn measure(engine: &Containerd, rootfs: &Rootfs, wasmtime: &Wasmtime) -> Res
         .iter()
         .map(|kind| Ok(start(kind)?.0))
         .collect::<Result<_>>()?;
-    for (at, &connections) in CONNECTIONS.iter().enumerate() {
+    for (at, &count) in connections.iter().enumerate() {
         for server in &servers {
-            wrk.load(server.port, connections, 1)?;
+            wrk.load(server.port, count, 1)?;
         }
         for _ in 0..TURNS {
             for (server, served) in servers.iter().zip(&mut all) {
                 let (load, memory) = thread::scope(|scope| {
-                    let load = scope.spawn(|| wrk.load(server.port, connections, SECONDS));
+                    let load = scope.spawn(|| wrk.load(server.port, count, SECONDS));
                     thread::sleep(Duration::from_secs(SECONDS.into()) / 2);
                     let memory = server.memory();
                     (load.join().expect("wrk's thread does not panic"), memory)
                 });
                 served.loads[at].push(load?);
-                if at == CONNECTIONS.len() - 1 {
+                if at == connections.len() - 1 {
                     served.memory.push(memory?);
                 }
             }

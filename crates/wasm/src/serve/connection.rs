@@ -155,8 +155,11 @@ async fn answer_and_tell(
     client: Arc<Client>,
     request: Request<Incoming>,
 ) -> Result<Response<WasiBody>, Infallible> {
+    let awake = guests.maker().awake.clone();
+    awake.asked();
     let record = Record::of(guests.maker(), client.address, &request);
     let response = answer(guests, client.asks(), request).await?;
+    awake.answered();
     Ok(match record {
         Some(record) => record.end_with(response),
         None => response,

@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use wasmtime::Engine;
 
+use super::awake::Awake;
 use super::connection::Protocol;
 use super::figures::{Figures, Refusal};
 use super::maker::Maker;
@@ -71,6 +72,7 @@ pub(super) fn serve(
             store: store(),
         },
         shared: shared.clone(),
+        awake: Arc::new(Awake::new()),
     };
     let servers: io::Result<Vec<Server>> = (0..threads())
         .map(|_| Server::start(pre.clone().guests(maker()), ending.clone()))
@@ -192,6 +194,8 @@ impl Server {
         let work = async move {
             let protocol = Arc::new(Protocol::new(&guests.maker().settings));
             guests.prepare();
+            let awake = guests.maker().awake.clone();
+            tokio::spawn(async move { awake.look().await });
             while let Some(Given { stream, counted }) = taken.recv().await {
                 // It was made by this program's other event loop and is in order.
                 let Ok(stream) = TcpStream::from_std(stream) else {

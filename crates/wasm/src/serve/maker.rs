@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use wasmtime::{Engine, Store};
 
+use super::awake::Awake;
 use super::settings::Settings;
 use super::shared::Shared;
 use crate::guest::{Blocking, Invocation, limited_store, tell, world};
@@ -18,6 +19,7 @@ pub(super) struct Maker {
     pub(super) stdout: Output,
     pub(super) common: Common,
     pub(super) shared: Arc<Shared>,
+    pub(super) awake: Arc<Awake>,
 }
 
 impl Maker {

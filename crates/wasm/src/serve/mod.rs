@@ -7,12 +7,13 @@
 //!
 //! Reading order: [`Server`], `settings`, `listener`, `connection` (a client's requests), `preface`
 //! (which protocol it speaks), `client` (whether it is there), `refusal` (what it is told when there
-//! is no answer), `bodies`, `maker` (what instances are made from);
+//! is no answer), `bodies`, `maker` (what instances are made from), `awake` (waiting for a request);
 //! `plain` and `call` (guests of WASI 0.2), `concurrent` (those of 0.3), `failure` (why they did not
 //! answer); `shared` (what the threads know of each other), `record` (what is told of a request when
 //! it is over: in the `log`, and in `figures`, which `exposition` writes down for those who
 //! `scrape`).
 
+mod awake;
 mod bodies;
 mod call;
 mod client;
