@@ -1,6 +1,7 @@
 //! A thread that looks for the next request for a moment before it goes to sleep: to be woken takes
-//! longer than many an answer.
+//! longer than many an answer. One with several clients is woken for the one or the other anyway.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,12 +9,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task;
 
+use super::shared::Count;
+
 /// How long it looks, and how soon after the last answer the request before must have come for it
 /// to look at all. Whoever asks in turns from the same machine or from the next one is as quick.
 const MOMENT: Duration = Duration::from_micros(100);
 
 /// What one thread knows of its last requests.
 pub(super) struct Awake {
+    /// The thread's connections.
+    pub(super) connections: Arc<Count>,
     since: Instant,
     /// When the last answer was there, in nanoseconds after `since`.
     answered: AtomicU64,
@@ -27,6 +32,7 @@ pub(super) struct Awake {
 impl Awake {
     pub(super) fn new() -> Self {
         Self {
+            connections: Arc::default(),
             since: Instant::now(),
             answered: AtomicU64::new(0),
             was_soon: AtomicBool::new(false),
@@ -53,7 +59,7 @@ impl Awake {
     /// There is an answer.
     pub(super) fn answered(&self) {
         self.answered.store(self.now(), Ordering::Relaxed);
-        if self.was_soon.load(Ordering::Relaxed) {
+        if self.was_soon.load(Ordering::Relaxed) && self.connections.now() == 1 {
             self.is_looking.store(true, Ordering::Relaxed);
             self.begun.notify_one();
         }
@@ -63,9 +69,13 @@ impl Awake {
     pub(super) async fn look(&self) {
         loop {
             self.begun.notified().await;
-            while self.is_looking.load(Ordering::Relaxed) && self.is_soon() {
-                thread::yield_now();
+            loop {
+                // First whatever else there is to be done.
                 task::yield_now().await;
+                if !self.is_looking.load(Ordering::Relaxed) || !self.is_soon() {
+                    break;
+                }
+                thread::yield_now();
             }
         }
     }
@@ -96,6 +106,7 @@ mod tests {
     #[test]
     fn only_after_a_request_that_came_soon() {
         let awake = Awake::new();
+        let one = awake.connections.take(usize::MAX);
         thread::sleep(2 * MOMENT);
         awake.asked();
         awake.answered();
@@ -108,6 +119,14 @@ mod tests {
             looks(&awake)
         });
         assert!(soon);
+        let another = awake.connections.take(usize::MAX);
+        assert!((0..1000).all(|_| {
+            awake.answered();
+            awake.asked();
+            awake.answered();
+            !looks(&awake)
+        }));
+        drop((one, another));
         awake.asked();
         assert!(!looks(&awake));
         thread::sleep(2 * MOMENT);

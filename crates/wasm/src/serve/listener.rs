@@ -191,10 +191,11 @@ impl Server {
     fn start(guests: Guests, ending: watch::Receiver<bool>) -> io::Result<Self> {
         let (given, mut taken) = mpsc::unbounded_channel::<Given>();
         let runtime = event_loop()?;
+        let awake = guests.maker().awake.clone();
+        let connections = awake.connections.clone();
         let work = async move {
             let protocol = Arc::new(Protocol::new(&guests.maker().settings));
             guests.prepare();
-            let awake = guests.maker().awake.clone();
             tokio::spawn(async move { awake.look().await });
             while let Some(Given { stream, counted }) = taken.recv().await {
                 // It was made by this program's other event loop and is in order.
@@ -215,7 +216,7 @@ impl Server {
         Ok(Self {
             thread,
             given,
-            connections: Arc::default(),
+            connections,
         })
     }
 
