@@ -42,7 +42,13 @@ pub struct Starts {
     pub first: f64,
     /// Its native code is there.
     pub again: Vec<f64>,
+    /// Of these, milliseconds from the start call until the line was there. Nothing of a process, which
+    /// has no such call.
+    pub printed: Vec<f64>,
 }
+
+/// One start: its milliseconds as those of [`Starts::again`] and [`Starts::printed`].
+struct Took(f64, Option<f64>);
 
 /// Starts it under wasmtime's command line and in containers, in turns.
 ///
@@ -62,16 +68,19 @@ pub fn measure(engine: &Containerd, wasmtime: &Wasmtime) -> Result<Vec<Starts>> 
         "cache_dir = {:?}\nengine.unknown_imports_trap = true\n",
         cache.display().to_string()
     );
-    let starts: [&dyn Fn() -> Result<f64>; 3] = [
+    let starts: [&dyn Fn() -> Result<Took>; 3] = [
         &|| in_process(wasmtime, &precompiled, &folder),
         &|| in_container(engine, &rootfs, &settings),
         &|| in_container(engine, &rootfs, &format!("{settings}{PREINIT}")),
     ];
     let mut all = Vec::new();
     for (kind, start) in KINDS.into_iter().zip(starts) {
-        let again = Vec::new();
-        let first = start()?;
-        all.push(Starts { kind, first, again });
+        all.push(Starts {
+            kind,
+            first: start()?.0,
+            again: Vec::new(),
+            printed: Vec::new(),
+        });
     }
     // With the compilation, as those of containers are.
     all[0].first += compiled;
@@ -82,7 +91,9 @@ pub fn measure(engine: &Containerd, wasmtime: &Wasmtime) -> Result<Vec<Starts>> 
     }
     for _ in 0..AGAIN {
         for (start, of) in starts.iter().zip(&mut all) {
-            of.again.push(start()?);
+            let Took(again, printed) = start()?;
+            of.again.push(again);
+            of.printed.extend(printed);
         }
     }
     Ok(all)
@@ -92,7 +103,7 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
 }
 
-fn in_process(wasmtime: &Wasmtime, precompiled: &Path, root: &Path) -> Result<f64> {
+fn in_process(wasmtime: &Wasmtime, precompiled: &Path, root: &Path) -> Result<Took> {
     let begin = Instant::now();
     let output = Command::new(wasmtime.program())
         .args(["run", "--allow-precompiled", "-Wunknown-imports-trap"])
@@ -109,10 +120,10 @@ fn in_process(wasmtime: &Wasmtime, precompiled: &Path, root: &Path) -> Result<f6
         "wasmtime run: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    Ok(took)
+    Ok(Took(took, None))
 }
 
-fn in_container(engine: &Containerd, rootfs: &Rootfs, settings: &str) -> Result<f64> {
+fn in_container(engine: &Containerd, rootfs: &Rootfs, settings: &str) -> Result<Took> {
     let main = format!("/{MODULE}#{MAIN}");
     let mut container = engine
         .container(rootfs)
@@ -121,10 +132,13 @@ fn in_container(engine: &Containerd, rootfs: &Rootfs, settings: &str) -> Result<
         .record()?;
     let begin = Instant::now();
     container.create_task()?;
+    let started = Instant::now();
     container.start()?;
     container.wait()?;
     let took = milliseconds(begin);
-    let printed = container.finish()?.success()?;
-    ensure!(printed == PRINTED, "CPython printed {printed:?}");
-    Ok(took)
+    let first = container.first_output();
+    let printed = first.map(|first| first.duration_since(started).as_secs_f64() * 1000.0);
+    let output = container.finish()?.success()?;
+    ensure!(output == PRINTED, "CPython printed {output:?}");
+    Ok(Took(took, printed))
 }

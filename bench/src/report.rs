@@ -202,10 +202,20 @@ fn http(f: &mut Formatter<'_>, all: &[Served]) -> fmt::Result {
 
 fn python(f: &mut Formatter<'_>, starts: &[Starts]) -> fmt::Result {
     writeln!(f, "\nCPython prints a line and ends, in ms")?;
-    writeln!(f, "  {:16}{:>13}{:>13}", "", "compiled", "again")?;
+    let columns = ["compiled", "again", "start to line"];
+    write!(f, "  {:16}", "")?;
+    for column in columns {
+        write!(f, "{column:>14}")?;
+    }
+    writeln!(f)?;
     for of in starts {
         let again = Figures::of(of.again.clone()).median;
-        writeln!(f, "  {:16}{:>13.0}{again:>13.1}", of.kind, of.first)?;
+        write!(f, "  {:16}{:>14.0}{again:>14.1}", of.kind, of.first)?;
+        if !of.printed.is_empty() {
+            let printed = Figures::of(of.printed.clone()).median;
+            write!(f, "{printed:>14.1}")?;
+        }
+        writeln!(f)?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -20,6 +21,9 @@ use crate::{Containerd, runtime::call, version::guest};
 
 /// The snapshotter of all tests.
 pub const SNAPSHOTTER: &str = "overlayfs";
+
+/// When files were last modified.
+const LONG_AGO: SystemTime = SystemTime::UNIX_EPOCH;
 
 #[derive(Clone, Debug)]
 enum Content {
@@ -173,6 +177,10 @@ impl Rootfs {
                 Content::Link(to) => symlink(to, &path),
             };
             written.with_context(|| format!("write {} for {entry:?}", path.display()))?;
+            if matches!(entry.content, Content::Bytes(_) | Content::Copy(_)) {
+                // As whoever unpacks an image does: files are older than their place here.
+                fs::File::open(&path)?.set_modified(LONG_AGO)?;
+            }
             if !matches!(entry.content, Content::Link(_)) {
                 fs::set_permissions(&path, fs::Permissions::from_mode(entry.mode))?;
                 chown(&path, Some(entry.owner), Some(entry.owner))?;
