@@ -19,8 +19,8 @@ use crate::message::{self, AsyncSocket};
 use crate::orphan::Orphan;
 use crate::program::{FromInit, ToInit};
 use crate::stdio::{Console, ProcessStdio};
-use crate::zygote::{Create, Reply, Request, Target, Zygote};
-use crate::{birthmark, sys};
+use crate::zygote::{Create, Created, Reply, Request, Target, Zygote};
+use crate::{birthmark, notify, sys};
 
 /// How long a start waits for the guest's instantiation. One that takes longer is running code
 /// of its own (a start function), which makes it as started as any.
@@ -65,6 +65,8 @@ pub struct Container {
     pub init: Process,
     socket: AsyncSocket,
     kind: Kind,
+    /// Whether hooks run once it has started.
+    has_hooks: bool,
 }
 
 /// What the init of a container is.
@@ -164,9 +166,9 @@ impl Container {
                     }
                 },
                 reply = &mut call => return match reply? {
-                    (Reply::Created(pid), fds) => {
+                    (Reply::Created(created), fds) => {
                         let master = fds.into_iter().next();
-                        Self::created(zygote, target, pid, init, master, kind).await
+                        Self::created(zygote, target, created, init, master, kind).await
                     }
                     (Reply::Failed(reason), _) => Err(told.unwrap_or(reason)),
                     (Reply::Added(_) | Reply::Done, _) => {
@@ -180,7 +182,7 @@ impl Container {
     async fn created(
         zygote: &Zygote,
         target: Target,
-        pid: i32,
+        Created { pid, has_hooks }: Created,
         init: AsyncSocket,
         master: Option<OwnedFd>,
         kind: Kind,
@@ -196,6 +198,7 @@ impl Container {
                     init: process,
                     socket: init,
                     kind,
+                    has_hooks,
                 };
                 Ok((container, console))
             }
@@ -214,7 +217,10 @@ impl Container {
         if self.kind == Kind::Restored {
             return self.go_on();
         }
-        ask(zygote, &Request::Start(self.target.clone())).await?;
+        // A helper runs hooks, and has the words for an init that is not there.
+        if self.has_hooks || notify::tell(&self.target).is_err() {
+            ask(zygote, &Request::Start(self.target.clone())).await?;
+        }
         match tokio::time::timeout(INSTANTIATION, self.socket.receive()).await {
             Ok(Ok(Some((FromInit::Failed(reason), _)))) => Err(reason),
             Ok(Err(error)) => Err(format!("reading from the container's init: {error}")),

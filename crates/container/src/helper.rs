@@ -31,7 +31,7 @@ use crate::pod;
 use crate::program::Launcher;
 use crate::rootfs;
 use crate::stdio::{ConsoleSocket, Pty};
-use crate::zygote::{Create, Reply, Request, Target};
+use crate::zygote::{Create, Created, Reply, Request, Target};
 use crate::{capture, checkpoint, exec};
 
 /// Carries out `request`, whose descriptors are `fds`. Returns the answer with its descriptors, for
@@ -45,9 +45,9 @@ pub(crate) fn run(
     let done = match request {
         Request::Create(request) => match &request.restore {
             None => create(&request, fds, guests, reply_to),
-            Some(from) => restore(&request, from, &fds).map(|pid| (pid, None)),
+            Some(from) => restore(&request, from, &fds).map(|created| (created, None)),
         }
-        .map(|(pid, master)| (Reply::Created(pid), Vec::from_iter(master))),
+        .map(|(created, master)| (Reply::Created(created), Vec::from_iter(master))),
         Request::Exec {
             exec: request,
             init,
@@ -72,13 +72,13 @@ pub(crate) fn run(
     done.unwrap_or_else(|reason| (Reply::Failed(reason), Vec::new()))
 }
 
-/// Builds a container; returns its init's pid, and the master of its terminal if it has one.
+/// Builds a container; returns what it is, and the master of its terminal if it has one.
 fn create(
     request: &Create,
     fds: Vec<OwnedFd>,
     guests: &Result<Rc<dyn Guests>, String>,
     reply_to: RawFd,
-) -> Result<(i32, Option<OwnedFd>), String> {
+) -> Result<(Created, Option<OwnedFd>), String> {
     let guests = guests.clone()?;
     // The birthmark is open until this process ends, and in those that it clones until they run
     // the entrypoint.
@@ -144,7 +144,9 @@ fn create(
             Pty::new(master, bundle.process(), bundle.owner().0)
         };
         let terminal = socket.as_ref().map(terminal).transpose()?;
-        Ok((pid, terminal.map(|terminal| terminal.master)))
+        let has_hooks = has_hooks(&bundle);
+        let created = Created { pid, has_hooks };
+        Ok((created, terminal.map(|terminal| terminal.master)))
     };
     let finished = built.and_then(|pid| {
         finish(pid).map_err(|reason: String| match delete(&request.target) {
@@ -167,13 +169,18 @@ fn create(
 fn is_needed_outside(bundle: &Bundle) -> bool {
     let hooks = bundle.spec.hooks().as_ref();
     hooks.is_some_and(|hooks| {
-        let later = [hooks.poststart(), hooks.poststop()];
-        later.into_iter().flatten().any(|hooks| !hooks.is_empty())
+        has_hooks(bundle) || hooks.poststop().iter().any(|hooks| !hooks.is_empty())
     })
 }
 
-/// Restores a container from a checkpoint; returns its init's pid.
-fn restore(request: &Create, from: &Restore, fds: &[OwnedFd]) -> Result<i32, String> {
+/// Whether hooks run once the container has started.
+fn has_hooks(bundle: &Bundle) -> bool {
+    let hooks = bundle.spec.hooks().as_ref();
+    hooks.is_some_and(|hooks| hooks.poststart().iter().any(|hooks| !hooks.is_empty()))
+}
+
+/// Restores a container from a checkpoint.
+fn restore(request: &Create, from: &Restore, fds: &[OwnedFd]) -> Result<Created, String> {
     // Nobody of it talks to the daemon. The birthmark is open until this process ends.
     let [_daemon, _birthmark, streams @ ..] = fds else {
         return Err("restore came without its descriptors".to_owned());
@@ -192,7 +199,11 @@ fn restore(request: &Create, from: &Restore, fds: &[OwnedFd]) -> Result<i32, Str
             true => restrict_devices(pid, &bundle).map(|()| pid),
             false => Ok(pid),
         });
-    restored.map_err(|reason| {
+    let created = |pid| Created {
+        pid,
+        has_hooks: has_hooks(&bundle),
+    };
+    restored.map(created).map_err(|reason| {
         let freed = delete(&request.target);
         if let Err(leftover) = rootfs::unmount(&bundle.mount_point) {
             log::warn!("{leftover}");

@@ -27,6 +27,7 @@ mod init;
 mod limit;
 mod memory;
 mod message;
+mod notify;
 mod orphan;
 mod pod;
 mod program;

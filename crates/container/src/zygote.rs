@@ -53,7 +53,7 @@ pub(crate) enum Request {
         /// The pid of the container's init.
         init: i32,
     },
-    /// Let a created container's init run its entrypoint.
+    /// Let a created container's init run its entrypoint, and run the hooks that come then.
     Start(Target),
     /// Make a checkpoint of a container.
     Checkpoint {
@@ -97,12 +97,20 @@ pub struct Create {
     pub restore: Option<Restore>,
 }
 
+/// What there is to know of a created container.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Created {
+    /// The pid of its init.
+    pub(crate) pid: i32,
+    /// Whether hooks run once it has started (`poststart`).
+    pub(crate) has_hooks: bool,
+}
+
 /// What the zygote's helpers answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    /// The container is created, and this is its init; the master of its terminal, if it has one,
-    /// comes along.
-    Created(i32),
+    /// The container is created; the master of its terminal, if it has one, comes along.
+    Created(Created),
     /// The process, such as a pod's init, is added, and this is its pid; a pidfd of it comes along,
     /// and the master of its terminal, if it has one.
     Added(i32),
