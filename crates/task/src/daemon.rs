@@ -55,11 +55,6 @@ impl Daemon {
         options: &Options,
         wanted: Wanted,
     ) -> Result<Option<File>, String> {
-        let cache = &Which {
-            folder: options.cache_dir.as_deref(),
-            flags: options.guest.flags(),
-            size: options.cache_size.unwrap_or(wasm::DEFAULT_CACHE_SIZE),
-        };
         let preinit = &options.guest.preinit;
         let initialization = preinit.function.clone().map(|function| Initialization {
             function,
@@ -70,13 +65,15 @@ impl Daemon {
                 .map(|it| (it.path, it.file))
                 .collect(),
         });
+        let which = &Which {
+            folder: options.cache_dir.as_deref(),
+            flags: options.guest.flags(),
+            size: options.cache_size.unwrap_or(wasm::DEFAULT_CACHE_SIZE),
+            first: initialization.map(Arc::new),
+        };
         let name = match wanted.module {
             Module::File { file, path } => {
-                let made = match initialization {
-                    Some(it) => self.caches.initialized(cache, it, file, path).await,
-                    None => self.caches.artifact(cache, file, path).await,
-                };
-                return made.map(Some);
+                return self.caches.artifact(which, file, path).await.map(Some);
             }
             Module::Layer { name } => name,
         };
@@ -87,22 +84,11 @@ impl Daemon {
             return Ok(None);
         };
         let (key, name) = (layer.key(), layer.name());
-        let read = || async { layer.read().await.map_err(|error| error.to_string()) };
-        if let Some(it) = initialization {
-            let it = Arc::new(it);
-            let known = self.caches.known_initialized(cache, &it, key, name.clone());
-            if let Some(known) = known.await? {
-                return Ok(Some(known));
-            }
-            let made = self
-                .caches
-                .initialized_of(cache, it, key, read().await?, name);
-            return made.await.map(Some);
-        }
-        if let Some(known) = self.caches.known(cache, key).await? {
+        if let Some(known) = self.caches.known(which, key, name.clone()).await? {
             return Ok(Some(known));
         }
-        let made = self.caches.artifact_of(cache, key, read().await?, name);
+        let module = layer.read().await.map_err(|error| error.to_string())?;
+        let made = self.caches.artifact_of(which, key, module, name);
         made.await.map(Some)
     }
 }

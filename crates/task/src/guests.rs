@@ -96,14 +96,16 @@ pub struct Caches {
     reaper: Reaper,
 }
 
-/// Which cache.
+/// Which native code of a module.
 pub struct Which<'a> {
-    /// Its folder; nothing is the built-in one.
+    /// The folder of the cache that has it; nothing is the built-in one.
     pub folder: Option<&'a Path>,
-    /// How the code in it is compiled.
+    /// How it is compiled.
     pub flags: Flags,
-    /// How large it may become.
+    /// How large the cache may become.
     pub size: Size,
+    /// What is run of the module before it is compiled.
+    pub first: Option<Arc<Initialization>>,
 }
 
 impl Caches {
@@ -125,20 +127,33 @@ impl Caches {
         module: File,
         path: String,
     ) -> Result<File, String> {
-        let name = path.clone();
+        let (first, name) = (which.first.clone(), path.clone());
         let making = self.in_cache(which, move |cache, reaper| {
-            cache.artifact(&module, &name, &|command| compile(&name, command, reaper))
+            let run = |command| compile(&name, command, reaper);
+            match first {
+                None => cache.artifact(&module, &name, &run),
+                Some(first) => cache.initialized(&first, &module, &name, &run),
+            }
         });
         with_news(&path, making).await
     }
 
-    /// The native code that is kept under `key`.
+    /// The native code of the module that `key` stands for and `name` in messages, if it is there.
     ///
     /// # Errors
-    /// Why the cache cannot be used.
-    pub async fn known(&self, which: &Which<'_>, key: [u8; 32]) -> Result<Option<File>, String> {
-        self.in_cache(which, move |cache, _| Ok(cache.known(&key)))
-            .await
+    /// Why the cache cannot be used, and what is wrong with what the module is to be given first.
+    pub async fn known(
+        &self,
+        which: &Which<'_>,
+        key: [u8; 32],
+        name: String,
+    ) -> Result<Option<File>, String> {
+        let first = which.first.clone();
+        self.in_cache(which, move |cache, _| match first {
+            None => Ok(cache.known(&key)),
+            Some(first) => cache.known_initialized(&first, &key, &name),
+        })
+        .await
     }
 
     /// As [`Caches::artifact`], of what the caller knows to be what `key` stands for; see
@@ -153,70 +168,13 @@ impl Caches {
         module: File,
         path: String,
     ) -> Result<File, String> {
-        let name = path.clone();
+        let (first, name) = (which.first.clone(), path.clone());
         let making = self.in_cache(which, move |cache, reaper| {
-            cache.artifact_of(&key, module, &name, &|command| {
-                compile(&name, command, reaper)
-            })
-        });
-        with_news(&path, making).await
-    }
-
-    /// As [`Caches::artifact`], of the module that `initialization` leaves.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub async fn initialized(
-        &self,
-        which: &Which<'_>,
-        initialization: Initialization,
-        module: File,
-        path: String,
-    ) -> Result<File, String> {
-        let name = path.clone();
-        let making = self.in_cache(which, move |cache, reaper| {
-            cache.initialized(&initialization, &module, &name, &|command| {
-                compile(&name, command, reaper)
-            })
-        });
-        with_news(&path, making).await
-    }
-
-    /// As [`Caches::known`], of the module that `initialization` leaves of the one with this key.
-    ///
-    /// # Errors
-    /// As [`Caches::known`], and what is wrong with the files that it is given.
-    pub async fn known_initialized(
-        &self,
-        which: &Which<'_>,
-        initialization: &Arc<Initialization>,
-        key: [u8; 32],
-        path: String,
-    ) -> Result<Option<File>, String> {
-        let initialization = initialization.clone();
-        self.in_cache(which, move |cache, _| {
-            cache.known_initialized(&initialization, &key, &path)
-        })
-        .await
-    }
-
-    /// As [`Caches::artifact_of`], of the module that `initialization` leaves.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub async fn initialized_of(
-        &self,
-        which: &Which<'_>,
-        initialization: Arc<Initialization>,
-        key: [u8; 32],
-        module: File,
-        path: String,
-    ) -> Result<File, String> {
-        let name = path.clone();
-        let making = self.in_cache(which, move |cache, reaper| {
-            cache.initialized_of(&initialization, &key, &module, &name, &|command| {
-                compile(&name, command, reaper)
-            })
+            let run = |command| compile(&name, command, reaper);
+            match first {
+                None => cache.artifact_of(&key, module, &name, &run),
+                Some(first) => cache.initialized_of(&first, &key, &module, &name, &run),
+            }
         });
         with_news(&path, making).await
     }
