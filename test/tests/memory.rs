@@ -72,8 +72,10 @@ fn too_little_to_begin(engine: &Containerd) -> Result<()> {
             .args(args)
             .memory(MB / 4)
             .refused()?;
+        // It is ended by the limit, or has taken more before there was one.
+        let told = ["memory limit is 262144", "memory limit to 262144"];
         ensure!(
-            error.contains("memory limit is 262144 bytes"),
+            told.iter().any(|told| error.contains(told)),
             "{args:?}: {error}"
         );
     }
