@@ -34,13 +34,13 @@ pub struct Promise {
 const CREATE: f64 = 0.4;
 /// A guest's first byte of output comes at most this share of the time after the start call that it
 /// takes under runc.
-const FIRST: f64 = 0.4;
+const FIRST: f64 = 0.35;
 /// An idle wasm container has at most so many processes, each with a single digit of threads: no more
 /// threads than that in all.
 const PROCESSES: f64 = 3.0;
 const THREADS: f64 = 9.0;
 /// A wasm container's life takes at most this share of runc's.
-const LIFE: f64 = 0.5;
+const LIFE: f64 = 0.4;
 /// An idle wasm container takes less memory than runc's: at most this share.
 const MEMORY: f64 = 0.4;
 
@@ -48,9 +48,8 @@ const MEMORY: f64 = 0.4;
 const REQUEST: f64 = 0.5;
 /// The same, where instances are reused and several clients ask.
 const REUSE: f64 = 0.25;
-/// The same with a single client: it waits for the machine to wake up its threads, under either
-/// server.
-const REUSE_ALONE: f64 = 0.6;
+/// The same with a single client, which waits for the machine to wake it up, under either server.
+const REUSE_ALONE: f64 = 0.35;
 /// The slowest of a hundred requests takes no longer than under `wasmtime serve`.
 const SLOWEST: f64 = 1.0;
 /// CPython's first start, with its compilation, takes at most so many milliseconds on two processors.
