@@ -66,7 +66,7 @@ bench: build ## measure beside runc and wasmtime (as root)
 	$(RELEASE)/lighter-bench $(if $(PEER_SHIM),--peer-shim $(PEER_SHIM)) --output $(TARGET)/bench
 
 .PHONY: scale
-scale: build ## measure up to a thousand idle containers (as root)
+scale: build ## measure up to a thousand containers, and by size (as root)
 	test/setup/engines containerd-2.1
 	test/setup/guests
 	test/setup/peers
