@@ -281,7 +281,7 @@ fn enter(cwd: &Path) -> Result<(), String> {
 }
 
 /// Becomes a user and group for good, with the permitted capabilities kept and effective.
-fn become_id(uid: u32, gid: u32, syscall: &dyn Syscall) -> Result<(), String> {
+pub(crate) fn become_id(uid: u32, gid: u32, syscall: &dyn Syscall) -> Result<(), String> {
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
     let become_them = || -> Result<(), Errno> {
         set_keepcaps(true)?;

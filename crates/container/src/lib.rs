@@ -1,20 +1,24 @@
 //! Linux containers: their birth from the zygote with libcontainer, root file system, cgroup,
 //! streams and end. Wasm reaches a container through [`Guests`], which the caller implements.
 //!
-//! Reading order: [`Bundle`] (what is asked for), [`Zygote`] (who clones), `helper` and `init`
-//! (the steps of a birth), [`Container`] (the daemon's side), [`Pod`] (what containers share),
+//! Reading order: [`Bundle`] (what is asked for), [`Zygote`] (who clones), `helper`, `create`, `build`
+//! and `init` (the steps of a birth), [`Container`] (the daemon's side), [`Pod`] (what containers share),
 //! [`Stdio`], [`Reaper`], [`cgroup`].
 
 mod adapt;
 mod binds;
 mod birth;
 mod birthmark;
+mod build;
 mod bundle;
 mod capture;
 pub mod cgroup;
 mod checkpoint;
+mod create;
+mod delete;
 mod entrypoint;
 mod exec;
+mod explain;
 mod features;
 mod given;
 mod guest;

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::{Bundle, mount_point};
 use crate::cgroup::Cgroup;
+use crate::delete::delete;
 use crate::zygote::Target;
-use crate::{birthmark, helper, rootfs};
+use crate::{birthmark, rootfs};
 
 /// How long processes that are still on their way into the container may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -64,7 +65,7 @@ fn unborn(bundle: &Path) -> Option<String> {
 
 /// Frees the state and then the cgroup, which also kills what the state knows nothing of.
 fn free(orphan: &Orphan) -> Result<(), String> {
-    let deleted = helper::delete(&orphan.target);
+    let deleted = delete(&orphan.target);
     remove_cgroup(orphan)?;
     deleted
 }

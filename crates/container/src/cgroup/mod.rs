@@ -1,12 +1,13 @@
 //! The control groups of a container: where they are, what they count, who is in them, and how
 //! they end.
 //!
-//! libcontainer makes a container's cgroups and sets their first limits; this module reads, freezes,
-//! limits anew and removes them. It knows the three set-ups of Linux machines: v1 (one hierarchy a controller, or several
+//! libcgroups sets a container's first limits, and makes its cgroup on v2; this module does the rest: it makes v1's, reads, freezes,
+//! limits anew and removes. It knows the three set-ups of Linux machines: v1 (one hierarchy a controller, or several
 //! controllers mounted together), hybrid (v1 beside an empty v2 tree; treated as v1, as libcgroups
 //! does) and v2 (one tree for all).
 //!
 //! - `place`: from a process or a cgroups path to folders
+//! - `make`: the folders of a new one
 //! - `members`: processes, signals, removal
 //! - `moves`: the lock that moves between cgroups take
 //! - `freezer`: pausing and resuming
@@ -16,6 +17,7 @@
 
 mod freezer;
 mod limits;
+mod make;
 mod members;
 mod moves;
 pub mod oom;
@@ -25,9 +27,10 @@ pub mod stats;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub(crate) use members::Entry;
 pub use moves::expect_move;
 pub use oom::OomWatch;
-pub(crate) use place::{look_for_mounts, v1_mount_points};
+pub(crate) use place::{is_v1, look_for_mounts, v1_mount_points};
 pub use stats::Stats;
 
 /// What can go wrong with a cgroup.

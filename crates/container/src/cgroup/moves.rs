@@ -3,7 +3,8 @@
 //! Whoever writes to `cgroup.procs` takes a lock of the whole machine, which the kernel makes cheap
 //! for those who fork and dear for those who move: the first move after a pause waits for an RCU
 //! grace period, 7 to 15 ms, and those that follow soon wait no more (rcu_sync, percpu-rwsem).
-//! libcontainer has each container's first process moved in this way. So that pause is begun when it
+//! On v1 a process that moves itself by `tasks` takes no lock, and that is how containers get into their cgroups there.
+//! On v2 libcontainer has each container's first process moved by `cgroup.procs`. So there the pause is begun when it
 //! is known that a move will come, beside the work that is done before it.
 
 use std::fs::OpenOptions;
@@ -11,12 +12,16 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::thread;
 
+use super::place::is_v1;
 use super::{Cgroup, Error, Result};
 use crate::sys;
 
 /// Has the kernel get ready for a move, without waiting for it: a thread moves this process into
-/// the cgroup where it is. Where that fails, moves take as long as they do.
+/// the cgroup where it is. Where that fails, moves take as long as they do. On v1 there is nothing to be done.
 pub fn expect_move() {
+    if is_v1() {
+        return;
+    }
     let move_nowhere = || {
         if let Err(error) = move_nowhere() {
             log::debug!("the kernel is not made ready for moves between cgroups: {error}");

@@ -77,6 +77,11 @@ fn unified() -> Result<bool> {
     Ok(kind.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
+/// Whether the machine's cgroups are those of v1, or hybrid.
+pub fn is_v1() -> bool {
+    unified().is_ok_and(|unified| !unified)
+}
+
 /// A line of /proc/PID/cgroup, cgroups(7): `hierarchy-ID:controller,...:path`.
 #[derive(Debug, PartialEq)]
 struct Membership {

@@ -1,0 +1,227 @@
+//! What a helper of the zygote does to create a container.
+
+use std::fs::{self, Permissions};
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::rc::Rc;
+
+use libcgroups::v2::devices::controller::Devices;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::unistd::{setfsgid, setfsuid};
+use pathrs::Root;
+
+use crate::adapt::{Apart, adapt};
+use crate::bundle::Bundle;
+use crate::cgroup::Cgroup;
+use crate::checkpoint::Restore;
+use crate::delete::delete;
+use crate::explain::explain;
+use crate::guest::Guests;
+use crate::init::Init;
+use crate::program::Launcher;
+use crate::rootfs;
+use crate::stdio::{ConsoleSocket, Pty};
+use crate::zygote::{Create, Created};
+use crate::{build, capture, checkpoint};
+
+/// Builds a container; returns what it is, and the master of its terminal if it has one.
+pub(crate) fn create(
+    request: &Create,
+    fds: Vec<OwnedFd>,
+    guests: &Result<Rc<dyn Guests>, String>,
+    reply_to: RawFd,
+) -> Result<(Created, Option<OwnedFd>), String> {
+    let guests = guests.clone()?;
+    // The birthmark is open until this process ends, and in those that it clones until they run
+    // the entrypoint.
+    let mut fds = fds.into_iter();
+    let (Some(daemon), Some(_birthmark)) = (fds.next(), fds.next()) else {
+        return Err("create came without its descriptors".to_owned());
+    };
+    let socket = if request.terminal {
+        let socket = ConsoleSocket::listen(&request.bundle)
+            .map_err(|error| format!("making a socket for the process's terminal: {error}"))?;
+        Some(socket)
+    } else {
+        None
+    };
+    let captured = capture::start().map_err(|error| error.to_string())?;
+    let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
+    rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
+    let is_needed_outside = request.mounts.is_empty() || is_needed_outside(&bundle);
+    let launcher = Launcher::new(guests, request.guest.clone(), daemon, reply_to);
+    let streams: Vec<OwnedFd> = fds.collect();
+    let console = socket.as_ref().map(ConsoleSocket::path);
+    let built = bundle
+        .check_rootfs()
+        .map_err(|error| error.to_string())
+        .and_then(|()| adapt(&mut bundle, request))
+        .and_then(|Apart { start_hooks, users }| {
+            make_working_directory(&bundle);
+            // The namespace has to be there until the container is.
+            let _users = users;
+            let init = Init::new(launcher, request, start_hooks);
+            let built = if build::can_build(&bundle) {
+                build::build(&bundle, request, init, console, &streams)
+            } else {
+                build_with_libcontainer(request, init, console, streams)
+            };
+            built.map_err(|error| explain(&error, captured.first()))
+        });
+    let finish = |pid| {
+        if request.systemd_cgroup {
+            restrict_devices(pid, &bundle)?;
+        }
+        let terminal = |socket: &ConsoleSocket| {
+            let master = socket
+                .receive()
+                .map_err(|error| format!("receiving the process's terminal: {error}"))?;
+            Pty::new(master, bundle.process(), bundle.owner().0)
+        };
+        let terminal = socket.as_ref().map(terminal).transpose()?;
+        let has_hooks = has_hooks(&bundle);
+        let created = Created { pid, has_hooks };
+        Ok((created, terminal.map(|terminal| terminal.master)))
+    };
+    let finished = built.and_then(|pid| {
+        finish(pid).map_err(|reason: String| match delete(&request.target) {
+            Ok(()) => reason,
+            Err(leftover) => format!("{reason}; and {leftover}"),
+        })
+    });
+    if (finished.is_err() || !is_needed_outside)
+        && let Err(leftover) = rootfs::unmount(&bundle.mount_point)
+    {
+        log::warn!("{leftover}");
+    }
+    finished
+}
+
+/// What [`build::build`] does, with libcontainer's builder.
+fn build_with_libcontainer(
+    request: &Create,
+    init: Init,
+    console: Option<&Path>,
+    streams: Vec<OwnedFd>,
+) -> Result<i32, LibcontainerError> {
+    fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
+    let mut builder = ContainerBuilder::new(request.target.id.clone(), SyscallType::default())
+        .with_root_path(&request.target.root)?
+        .with_executor(init)
+        .with_console_socket(console);
+    let mut streams = streams.into_iter();
+    if let (Some(stdin), Some(stdout), Some(stderr)) =
+        (streams.next(), streams.next(), streams.next())
+    {
+        builder = builder
+            .with_stdin(stdin)
+            .with_stdout(stdout)
+            .with_stderr(stderr);
+    }
+    let container = builder
+        .as_init(&request.bundle)
+        .with_systemd(request.systemd_cgroup)
+        .with_no_pivot(request.no_pivot_root)
+        .as_sibling(true)
+        .with_detach(true)
+        .build()?;
+    let pid = container.pid().map(|pid| pid.as_raw());
+    pid.ok_or_else(|| LibcontainerError::Other("it created a container without an init".to_owned()))
+}
+
+/// Whether somebody on the host is to see the root file system of a container that has been created.
+/// Nobody else needs it: the container has mounts of its own. With each mount that the host has, all
+/// containers to come take longer, as each begins with a copy of them and libcontainer reads through
+/// their list.
+fn is_needed_outside(bundle: &Bundle) -> bool {
+    let hooks = bundle.spec.hooks().as_ref();
+    hooks.is_some_and(|hooks| {
+        has_hooks(bundle) || hooks.poststop().iter().any(|hooks| !hooks.is_empty())
+    })
+}
+
+/// Whether hooks run once the container has started.
+fn has_hooks(bundle: &Bundle) -> bool {
+    let hooks = bundle.spec.hooks().as_ref();
+    hooks.is_some_and(|hooks| hooks.poststart().iter().any(|hooks| !hooks.is_empty()))
+}
+
+/// Restores a container from a checkpoint.
+pub(crate) fn restore(
+    request: &Create,
+    from: &Restore,
+    fds: &[OwnedFd],
+) -> Result<Created, String> {
+    // Nobody of it talks to the daemon. The birthmark is open until this process ends.
+    let [_daemon, _birthmark, streams @ ..] = fds else {
+        return Err("restore came without its descriptors".to_owned());
+    };
+    if request.terminal {
+        return Err("a container with a terminal cannot be restored by this shim".to_owned());
+    }
+    let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
+    rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
+    let restored = bundle
+        .check_rootfs()
+        .map_err(|error| error.to_string())
+        .and_then(|()| adapt(&mut bundle, request))
+        .and_then(|_| checkpoint::restore(request, from, &bundle, streams))
+        .and_then(|pid| match request.systemd_cgroup {
+            true => restrict_devices(pid, &bundle).map(|()| pid),
+            false => Ok(pid),
+        });
+    let created = |pid| Created {
+        pid,
+        has_hooks: has_hooks(&bundle),
+    };
+    restored.map(created).map_err(|reason| {
+        let freed = delete(&request.target);
+        if let Err(leftover) = rootfs::unmount(&bundle.mount_point) {
+            log::warn!("{leftover}");
+        }
+        match freed {
+            Ok(()) => reason,
+            Err(leftover) => format!("{reason}; and {leftover}"),
+        }
+    })
+}
+
+/// Puts the device rules of `bundle` on the v2 cgroup of `pid`: libcgroups does so itself but for
+/// cgroups that systemd makes.
+fn restrict_devices(pid: i32, bundle: &Bundle) -> Result<(), String> {
+    let restrict = || -> Result<(), String> {
+        let cgroup = Cgroup::of(pid as u32).map_err(|error| error.to_string())?;
+        let Some(folder) = cgroup.unified() else {
+            return Ok(());
+        };
+        let linux = bundle.spec.linux().as_ref();
+        let rules = linux
+            .and_then(|linux| linux.resources().as_ref())
+            .and_then(|resources| resources.devices().clone());
+        Devices::apply_devices(folder, &rules).map_err(|error| error.to_string())
+    };
+    restrict().map_err(|reason| format!("restricting the container's devices: {reason}"))
+}
+
+/// Makes the process's working directory where the image lacks it, as runc does: as the container's
+/// root. Where it cannot be made (on a read-only file system, say), entering it fails and tells.
+fn make_working_directory(bundle: &Bundle) {
+    let Some(cwd) = bundle.process().map(|process| process.cwd()) else {
+        return;
+    };
+    let (user, group) = bundle.root();
+    // Below the root whatever symbolic links the image holds.
+    let made = Root::open(&bundle.rootfs).and_then(|root| {
+        let (user, group) = (setfsuid(user), setfsgid(group));
+        let made = root.mkdir_all(cwd, &Permissions::from_mode(0o755));
+        setfsgid(group);
+        setfsuid(user);
+        made
+    });
+    if let Err(error) = made {
+        log::debug!("making the working directory {}: {error}", cwd.display());
+    }
+}

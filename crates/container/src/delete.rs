@@ -1,0 +1,93 @@
+//! Freeing what a container has.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use libcontainer::config::YoukiConfig;
+use libcontainer::container::{Container, ContainerStatus};
+use libcontainer::error::LibcontainerError;
+use libcontainer::hooks::run_hooks;
+use oci_spec::runtime::Hook;
+
+use crate::cgroup::Cgroup;
+use crate::explain::explain;
+use crate::zygote::Target;
+
+/// Kills what is left of a container and frees its cgroup and state. One that is not there is
+/// as good as deleted.
+///
+/// # Errors
+/// When its cgroup or state cannot be freed.
+pub(crate) fn delete(target: &Target) -> Result<(), String> {
+    let folder = target.root.join(&target.id);
+    if !folder.exists() {
+        return Ok(());
+    }
+    let deleted = Container::load(folder.clone()).and_then(|mut container| {
+        container.refresh_status()?;
+        match Plain::of(&container, &folder) {
+            Some(plain) => plain.free(&container),
+            None => container.delete(true),
+        }
+    });
+    let result = match deleted {
+        Ok(()) => Ok(()),
+        // The runtime spec has failing poststop hooks logged and the deletion go on.
+        Err(error @ LibcontainerError::Hook(_)) => {
+            log::warn!("{}: a poststop hook: {}", target.id, explain(&error, None));
+            Ok(())
+        }
+        Err(error) => Err(explain(&error, None)),
+    };
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!(
+            "removing the container's state {}: {error}",
+            folder.display()
+        )),
+        _ => result,
+    }
+}
+
+/// What is left of a container that has ended, where that is a cgroup and perhaps hooks: as nearly
+/// always. libcontainer looks through /proc/self/mountinfo and /proc/self/cgroup once more for every
+/// controller of cgroup v1, which takes longer than to remove the cgroup.
+struct Plain {
+    cgroup: Cgroup,
+    hooks: Option<Vec<Hook>>,
+}
+
+impl Plain {
+    /// What is left of `container`, whose state is in `folder`; nothing where there may be more.
+    fn of(container: &Container, folder: &Path) -> Option<Self> {
+        let state = &container.state;
+        let more = [&state.intel_rdt_dir, &state.intel_rdt_monitoring_dir]
+            .into_iter()
+            .any(Option::is_some)
+            || state.clean_up_intel_rdt_subdirectory == Some(true)
+            // It has a unit to be stopped.
+            || container.systemd();
+        if more || container.status() != ContainerStatus::Stopped {
+            return None;
+        }
+        let config = YoukiConfig::load(folder).ok()?;
+        Some(Self {
+            cgroup: Cgroup::at(&config.cgroup_path, false).ok()?,
+            hooks: config.hooks.and_then(|hooks| hooks.poststop().clone()),
+        })
+    }
+
+    /// Frees it, as [`Container::delete`] does, but for the state.
+    fn free(&self, container: &Container) -> Result<(), LibcontainerError> {
+        let removed = self.cgroup.remove();
+        removed.map_err(|error| LibcontainerError::Other(error.to_string()))?;
+        run_hooks(
+            self.hooks.as_ref(),
+            Some(&container.state),
+            None,
+            None,
+            None,
+        )?;
+        Ok(())
+    }
+}
