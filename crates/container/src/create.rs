@@ -64,7 +64,7 @@ pub(crate) fn create(
             // The namespace has to be there until the container is.
             let _users = users;
             let init = Init::new(launcher, request, start_hooks);
-            let built = if build::can_build(&bundle) {
+            let built = if build::can_build(&bundle, request) {
                 build::build(&bundle, request, init, console, &streams)
             } else {
                 build_with_libcontainer(request, init, console, streams)

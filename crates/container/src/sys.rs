@@ -103,6 +103,33 @@ pub fn clone_sibling() -> io::Result<Option<(Pid, OwnedFd)>> {
     }
 }
 
+/// [`clone_sibling`], with the sibling in the v2 cgroup whose folder is open as `cgroup` from its birth on (clone(2), `CLONE_INTO_CGROUP`,
+/// since Linux 5.7). Returns no descriptor that stands for the sibling.
+///
+/// # Errors
+/// clone(2)'s, such as `EACCES` in a user namespace that does not own the cgroup.
+pub fn clone_sibling_into(cgroup: BorrowedFd) -> io::Result<Option<Pid>> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    // SAFETY: all its fields are integers, for which 0 says that they are not used.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    // With CLONE_PARENT the signal at its end is the caller's.
+    arguments.flags = libc::CLONE_PARENT as u64 | CLONE_INTO_CGROUP;
+    arguments.cgroup = cgroup.as_raw_fd() as u64;
+    // SAFETY: as for `clone_sibling`; the arguments live through the call, and are as long as is said.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of::<libc::clone_args>(),
+        )
+    };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Some(Pid::from_raw(pid as i32))),
+    }
+}
+
 /// Ends the process at once, without running exit handlers or destructors (_exit(2)).
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit ends the process; nothing of it is used after.

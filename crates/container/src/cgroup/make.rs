@@ -1,30 +1,75 @@
-//! Making the folders of a v1 cgroup, as libcgroups does when it moves a process there.
+//! Making the folders of a cgroup, as libcgroups does when it moves a process there.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use super::members::write_existing;
-use super::{Cgroup, Error, Result};
+use super::{Cgroup, Error, Result, Tree};
 
 /// What a v1 cpuset must have before a process may enter it, cpuset(7); a new one has neither.
 const NEEDED: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 
 impl Cgroup {
-    /// Makes those folders of a v1 cgroup that are not there. A new cpuset may use what the one above it may.
+    /// Makes those folders of the cgroup that are not there. A new cpuset of v1 may use what the one above it may; a
+    /// new cgroup of v2 gets all controllers that there are.
     ///
     /// # Errors
     /// [`Error::Io`] when the kernel refuses.
     pub(crate) fn make(&self) -> Result<()> {
-        for folder in self.folders() {
-            fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
-        }
-        if let Some(folder) = self.v1_folder("cpuset") {
-            for file in NEEDED {
-                fill(folder, file)?;
+        match &self.tree {
+            Tree::V1(_) => {
+                for folder in self.folders() {
+                    fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
+                }
+                if let Some(folder) = self.v1_folder("cpuset") {
+                    for file in NEEDED {
+                        fill(folder, file)?;
+                    }
+                }
+                Ok(())
             }
+            Tree::V2(folder) => make_with_controllers(folder),
         }
-        Ok(())
     }
+}
+
+/// Makes a folder of v2 with those above it, each of which hands its controllers down.
+fn make_with_controllers(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        return Ok(());
+    }
+    if let Some(above) = folder.parent() {
+        make_with_controllers(above)?;
+        hand_down(above)?;
+    }
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::io("make", folder)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Has those below a folder of v2 get all its controllers. Where the kernel refuses one, as in a cgroup that has processes, a
+/// limit that needs it will be refused, which tells more.
+fn hand_down(folder: &Path) -> Result<()> {
+    let list = |name| {
+        let path = folder.join(name);
+        fs::read_to_string(&path).map_err(Error::io("read", &path))
+    };
+    let (there, handed) = (list("cgroup.controllers")?, list("cgroup.subtree_control")?);
+    let handed: Vec<&str> = handed.split_whitespace().collect();
+    let control = folder.join("cgroup.subtree_control");
+    for controller in there.split_whitespace() {
+        if handed.contains(&controller) {
+            continue;
+        }
+        if let Err(error) = write_existing(&control, &format!("+{controller}")) {
+            log::debug!("{}: +{controller}: {error}", control.display());
+        }
+    }
+    Ok(())
 }
 
 /// Has `file` say what it says in the folder above, where it is empty. Returns what it says. It is never empty in the root.

@@ -3,9 +3,9 @@
 //! Whoever writes to `cgroup.procs` takes a lock of the whole machine, which the kernel makes cheap
 //! for those who fork and dear for those who move: the first move after a pause waits for an RCU
 //! grace period, 7 to 15 ms, and those that follow soon wait no more (rcu_sync, percpu-rwsem).
-//! On v1 a process that moves itself by `tasks` takes no lock, and that is how containers get into their cgroups there.
-//! On v2 libcontainer has each container's first process moved by `cgroup.procs`. So there the pause is begun when it
-//! is known that a move will come, beside the work that is done before it.
+//! Containers get into their cgroups in other ways where they can (`build`). Where systemd makes a
+//! cgroup, it is systemd that writes there. So that pause is begun when it is known that a move may
+//! come, beside the work that is done before it.
 
 use std::fs::OpenOptions;
 use std::io::Write;

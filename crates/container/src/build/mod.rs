@@ -1,46 +1,49 @@
 //! Builds a container's init out of libcontainer's parts, and moves it into the container's cgroup.
 //!
 //! libcontainer has its intermediate process moved by `cgroup.procs`, for which the kernel waits for an RCU grace
-//! period ([`cgroup::expect_move`]): longer, on an idle machine, than all else that a create does. On v1 a process that
-//! moves itself by `tasks` does not wait. It has to be the init that does so, and before it has namespaces of its own;
-//! libcontainer has no place for that. Hence this: its main and its intermediate process once more, around
+//! period ([`cgroup::expect_move`]): longer, on an idle machine, than all else that a create does. There are ways
+//! without that wait. On v1 a process moves itself by `tasks`; on v2 one is born in a cgroup (clone(2), `CLONE_INTO_CGROUP`).
+//! It has to be the init for which that is done, before it has namespaces of its own, and
+//! libcontainer has no place for it. Hence this: its main and its intermediate process once more, around
 //! the init that it has (`container_init_process`), as far as most containers need them.
 //!
 //! ```text
 //! helper ──clone──► intermediate ──clone──► init
 //!    │              joins namespaces         ▲
 //!    │              that take a birth        │
-//!    └── sets the limits, then opens the gate┘ which then enters the cgroup
+//!    └── sets the limits, then opens the gate┘ to the cgroup
 //! ```
 
-use std::io::{self, PipeReader, Read, Write};
+mod intermediate;
+mod place;
+
+use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
-use std::{convert::Infallible, fs};
 
 use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
 use libcontainer::config::YoukiConfig;
 use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::{ErrInvalidSpec, LibcontainerError};
 use libcontainer::hooks::run_hooks;
-use libcontainer::namespaces::Namespaces;
 use libcontainer::notify_socket::{NOTIFY_FILE, NotifyListener};
 use libcontainer::process::args::{ContainerArgs, ContainerType};
 use libcontainer::process::channel::{self, ChannelError, InitReceiver, MainSender};
 use libcontainer::process::container_main_process::ProcessError;
 use libcontainer::process::init::container_init_process;
-use libcontainer::syscall::syscall::{SyscallType, create_syscall};
+use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::user_ns::UserNamespaceConfig;
 use libcontainer::validator::Validator;
 use libcontainer::{apparmor, seccomp, tty, utils};
 use nix::sys::prctl;
 use nix::unistd::Uid;
-use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{Mount, Spec};
 
+use self::intermediate::intermediate_process;
+use self::place::{Birth, Place};
 use crate::bundle::Bundle;
-use crate::cgroup::{self, Cgroup, Entry};
-use crate::exec::become_id;
+use crate::cgroup::{self, Cgroup};
 use crate::init::Init;
 use crate::zygote::Create;
 use crate::{message, sys};
@@ -50,9 +53,9 @@ type Result<T> = std::result::Result<T, LibcontainerError>;
 /// What an intermediate process or an init exits with that could not do its work; the helper has been told why.
 const FAILED: i32 = 255;
 
-/// Whether [`build`] can build the container that `request` asks for; otherwise libcontainer's own builder does. That is so on
-/// cgroup v2, and for what few ask for and the main process has to do.
-pub(crate) fn can_build(bundle: &Bundle) -> bool {
+/// Whether [`build`] can build the container that `request` asks for; otherwise libcontainer's own builder does. That is so
+/// where systemd makes the cgroup, and for what few ask for and the main process has to do.
+pub(crate) fn can_build(bundle: &Bundle, request: &Create) -> bool {
     let spec = &bundle.spec;
     let Some(linux) = spec.linux() else {
         return false;
@@ -72,7 +75,7 @@ pub(crate) fn can_build(bundle: &Bundle) -> bool {
         && !shifts_time
         && linux.intel_rdt().is_none()
         && !spec.mounts().iter().flatten().any(maps_ids)
-        && cgroup::is_v1()
+        && (cgroup::is_v1() || !request.systemd_cgroup)
 }
 
 /// Builds the container that `request` asks for up to where it is "created". Its process runs `init`, and has `streams`
@@ -139,9 +142,7 @@ pub(crate) fn build(
                 as_sibling: true,
                 pid_file: None,
             };
-            cgroup.make().map_err(other)?;
-            let entry = cgroup.entry().map_err(other)?;
-            let pid = main_process(&args, &mut container, entry)?;
+            let pid = main_process(&args, &container, &cgroup)?;
             container
                 .set_status(ContainerStatus::Created)
                 .set_creator(Uid::effective().as_raw())
@@ -181,10 +182,10 @@ fn validate(spec: &Spec) -> Result<()> {
 }
 
 /// Has the init born and sees it through to where it waits for its start. Returns its pid.
-fn main_process(args: &ContainerArgs, container: &mut Container, entry: Entry) -> Result<i32> {
+fn main_process(args: &ContainerArgs, container: &Container, cgroup: &Cgroup) -> Result<i32> {
+    let (place, opener) = Place::make(cgroup).map_err(other)?;
     let (to_main, mut from_init) = channel::main_channel().map_err(channel_failed)?;
     let (mut to_init, from_main) = channel::init_channel().map_err(channel_failed)?;
-    let (gate, mut opener) = io::pipe().map_err(LibcontainerError::OtherIO)?;
     let (ours, theirs) = message::pair().map_err(LibcontainerError::OtherIO)?;
     if sys::clone_sibling()
         .map_err(LibcontainerError::OtherIO)?
@@ -193,27 +194,22 @@ fn main_process(args: &ContainerArgs, container: &mut Container, entry: Entry) -
         drop((ours, opener));
         let _ = from_init.close();
         let _ = to_init.close();
-        let born = intermediate_process(
-            args,
-            Newborn {
-                gate,
-                entry,
-                to_main,
-                from_main,
-            },
-        );
+        let born = match intermediate_process(&args.spec, place) {
+            Ok(Birth::Own(entered)) => init_process(args, entered, to_main, from_main),
+            Ok(Birth::Of(pid)) => Ok(pid),
+            Err(reason) => Err(reason),
+        };
         // The helper sees the end of the socket at worst.
         let _ = message::send(&theirs, &born, &[]);
         sys::exit_now(born.map_or(FAILED, |_| 0));
     }
-    drop((theirs, gate, entry));
+    drop((theirs, place));
     to_main.close().map_err(channel_failed)?;
     from_main.close().map_err(channel_failed)?;
 
     // Meanwhile the init is being born. What it is charged for begins with its limits.
     limit(args)?;
-    opener.write_all(&[0]).map_err(LibcontainerError::OtherIO)?;
-    drop(opener);
+    opener.open().map_err(other)?;
     let born = message::receive(&ours).map_err(LibcontainerError::OtherIO)?;
     let (born, _): (std::result::Result<i32, String>, _) =
         born.ok_or_else(|| other("the process that was to clone the container's init died"))?;
@@ -221,9 +217,12 @@ fn main_process(args: &ContainerArgs, container: &mut Container, entry: Entry) -
     if let Some(hooks) = args.spec.hooks() {
         from_init.wait_for_hook_request().map_err(channel_failed)?;
         let init = container.clone().set_pid(pid).pid();
-        for hooks in [hooks.prestart(), hooks.create_runtime()] {
+        for (name, hooks) in [
+            ("prestart", hooks.prestart()),
+            ("createRuntime", hooks.create_runtime()),
+        ] {
             run_hooks(hooks.as_ref(), Some(&container.state), None, init, None)
-                .map_err(ProcessError::from)?;
+                .map_err(|error| other(format!("a {name} hook failed: {error}")))?;
         }
         to_init.hook_done().map_err(channel_failed)?;
     }
@@ -245,96 +244,27 @@ fn limit(args: &ContainerArgs) -> Result<()> {
         oom_score_adj: None,
         disable_oom_killer: false,
     };
-    // A unit's name would say that the cgroup has one.
     manager.apply(&limits).map_err(other)
 }
 
-/// What an init has from its helper.
-struct Newborn {
-    gate: PipeReader,
-    entry: Entry,
-    to_main: MainSender,
-    from_main: InitReceiver,
-}
-
-/// Clones the init into those namespaces that take a birth, with what is limited for each process. Returns its pid.
-fn intermediate_process(
+/// Is libcontainer's init, which becomes the container's program. Where it does not, or has not `entered` the cgroup, the helper is
+/// told why.
+fn init_process(
     args: &ContainerArgs,
-    newborn: Newborn,
-) -> std::result::Result<i32, String> {
-    let _ = prctl::set_name(c"lighter-helper");
-    let process = args
-        .spec
-        .process()
-        .as_ref()
-        .ok_or("the spec has no process")?;
-    let linux = args.spec.linux().as_ref().ok_or("the spec has no linux")?;
-    let syscall = create_syscall();
-    if let Some(score) = process.oom_score_adj() {
-        fs::write("/proc/self/oom_score_adj", score.to_string())
-            .map_err(|error| format!("setting oom_score_adj to {score}: {error}"))?;
-    }
-    // What is in the container already is not to look into a process that has more than it.
-    if linux.namespaces().is_some() {
-        prctl::set_dumpable(false).map_err(|error| format!("hiding the process: {error}"))?;
-    }
-    let joining = |error: &dyn std::fmt::Display| format!("joining namespaces: {error}");
-    let namespaces =
-        Namespaces::try_from(linux.namespaces().as_ref()).map_err(|error| joining(&error))?;
-    let join = |kind| -> std::result::Result<bool, String> {
-        match namespaces.get(kind).map_err(|error| joining(&error))? {
-            Some(namespace) => {
-                let joined = namespaces.unshare_or_setns(namespace);
-                joined.map_err(|error| joining(&error)).map(|()| true)
-            }
-            None => Ok(false),
-        }
-    };
-    if join(LinuxNamespaceType::User)? {
-        // Its root, whose ids are mapped, unlike the ones from outside.
-        become_id(0, 0, syscall.as_ref())?;
-    }
-    for rlimit in process.rlimits().iter().flatten() {
-        syscall
-            .set_rlimit(rlimit)
-            .map_err(|error| format!("setting the limit {}: {error}", rlimit.typ()))?;
-    }
-    join(LinuxNamespaceType::Time)?;
-    join(LinuxNamespaceType::Pid)?;
-    let born = sys::clone_sibling().map_err(|error| format!("cloning the init: {error}"))?;
-    match born {
-        Some((pid, _)) => Ok(pid.as_raw()),
-        None => {
-            let Err(()) = init_process(args, newborn);
-            sys::exit_now(FAILED)
-        }
-    }
-}
-
-/// Enters the cgroup as soon as that has its limits, and then is libcontainer's init. Returns where it fails, of which the helper
-/// has been told.
-fn init_process(args: &ContainerArgs, newborn: Newborn) -> std::result::Result<Infallible, ()> {
-    let Newborn {
-        mut gate,
-        entry,
-        mut to_main,
-        mut from_main,
-    } = newborn;
-    // Where the gate does not open the helper has failed, and knows why.
-    gate.read_exact(&mut [0]).map_err(drop)?;
-    drop(gate);
+    entered: std::result::Result<(), String>,
+    mut to_main: MainSender,
+    mut from_main: InitReceiver,
+) -> ! {
     let _ = prctl::set_name(c"lighter-init");
-    let entered = entry.enter().map_err(|error| error.to_string());
-    let failed = entered.and_then(|()| {
+    let lived = entered.and_then(|()| {
         container_init_process(args, &mut to_main, &mut from_main)
             .map_err(|error| error.to_string())
     });
-    let reason = match failed {
-        Err(reason) => reason,
-        Ok(()) => "it has ended before its program".to_owned(),
-    };
+    let reason = lived
+        .err()
+        .unwrap_or_else(|| "it has ended before its program".to_owned());
     let _ = to_main.exec_failed(reason);
-    Err(())
+    sys::exit_now(FAILED)
 }
 
 fn channel_failed(error: ChannelError) -> LibcontainerError {
