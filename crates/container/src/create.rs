@@ -52,6 +52,12 @@ pub(crate) fn create(
     let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
     rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
     let is_needed_outside = request.mounts.is_empty() || is_needed_outside(&bundle);
+    let mount_point = bundle.mount_point.clone();
+    let unmount = || {
+        if let Err(leftover) = rootfs::unmount(&mount_point) {
+            log::warn!("{leftover}");
+        }
+    };
     let launcher = Launcher::new(guests, request.guest.clone(), daemon, reply_to);
     let streams: Vec<OwnedFd> = fds.collect();
     let console = socket.as_ref().map(ConsoleSocket::path);
@@ -65,7 +71,11 @@ pub(crate) fn create(
             let _users = users;
             let init = Init::new(launcher, request, start_hooks);
             let built = if build::can_build(&bundle, request) {
-                build::build(&bundle, request, init, console, &streams)
+                build::build(&bundle, request, init, console, &streams, || {
+                    if !is_needed_outside {
+                        unmount();
+                    }
+                })
             } else {
                 build_with_libcontainer(request, init, console, streams)
             };
@@ -92,10 +102,8 @@ pub(crate) fn create(
             Err(leftover) => format!("{reason}; and {leftover}"),
         })
     });
-    if (finished.is_err() || !is_needed_outside)
-        && let Err(leftover) = rootfs::unmount(&bundle.mount_point)
-    {
-        log::warn!("{leftover}");
+    if finished.is_err() || !is_needed_outside {
+        unmount();
     }
     finished
 }

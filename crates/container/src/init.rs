@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::io::PipeWriter;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -20,6 +21,7 @@ pub(crate) struct Init {
     launcher: Launcher,
     start: Rc<StartHooks>,
     program: Rc<RefCell<Option<Program>>>,
+    outside: Rc<RefCell<Option<PipeWriter>>>,
 }
 
 /// What the `startContainer` hooks are and read.
@@ -40,7 +42,19 @@ impl Init {
                 bundle: request.bundle.clone(),
             }),
             program: Rc::default(),
+            outside: Rc::default(),
         }
+    }
+
+    /// Has `pipe` closed by the init once it is inside its own root file system, and by any other process that calls
+    /// [`Init::leave`].
+    pub(crate) fn until_inside(&self, pipe: PipeWriter) {
+        self.outside.replace(Some(pipe));
+    }
+
+    /// Closes the pipe of [`Init::until_inside`] in this process.
+    pub(crate) fn leave(&self) {
+        self.outside.take();
     }
 }
 
@@ -51,6 +65,7 @@ fn process(spec: &Spec) -> Result<&Process, String> {
 
 impl Executor for Init {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        self.leave();
         let resolved = process(spec).and_then(|process| self.launcher.resolve(process));
         let program = resolved.map_err(|reason| {
             // libcontainer would wrap the reason in two sentences of its own.

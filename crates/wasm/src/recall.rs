@@ -1,7 +1,7 @@
 //! Digests of large files, remembered from one container to the next.
 //!
-//! Hashing takes half a millisecond a megabyte; a Python component has a hundred. So the digest of
-//! a large file is kept together with the file's identity: device, inode, size, and the times of
+//! Hashing takes half a millisecond a megabyte; a Python component has a hundred, and a start takes a dozen milliseconds in all. So the digest of
+//! a file that is not small is kept together with the file's identity: device, inode, size, and the times of
 //! its last modification and last change, to the nanosecond. The kernel alone sets the change
 //! time, at every write, so a file of the same identity has the same content, with these
 //! exceptions, whose digests are not kept:
@@ -27,7 +27,7 @@ use sha2::{Digest as _, Sha256};
 use crate::digest::{self, Digest};
 
 /// Files under this size, in bytes, are hashed each time.
-const WORTHWHILE: u64 = 1 << 20;
+const WORTHWHILE: u64 = 64 << 10;
 
 /// How long a file must have been left alone. Far more than a tick of any kernel's clock.
 const SETTLED: Duration = Duration::from_secs(2);

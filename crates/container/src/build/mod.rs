@@ -18,6 +18,7 @@ mod intermediate;
 mod place;
 
 use std::fs;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
@@ -79,7 +80,8 @@ pub(crate) fn can_build(bundle: &Bundle, request: &Create) -> bool {
 }
 
 /// Builds the container that `request` asks for up to where it is "created". Its process runs `init`, and has `streams`
-/// (stdin, stdout, stderr) or a terminal, whose master goes to the socket `console`. Returns its pid.
+/// (stdin, stdout, stderr) or a terminal, whose master goes to the socket `console`. `meanwhile` is done as soon as the
+/// container has its mounts. Returns the process's pid.
 ///
 /// # Errors
 /// Why there is none; then nothing is left of it.
@@ -89,6 +91,7 @@ pub(crate) fn build(
     init: Init,
     console: Option<&Path>,
     streams: &[OwnedFd],
+    meanwhile: impl FnOnce(),
 ) -> Result<i32> {
     let spec = &bundle.spec;
     validate(spec)?;
@@ -101,7 +104,7 @@ pub(crate) fn build(
     let config = YoukiConfig::from_spec(spec, id)?;
     let cgroup = Cgroup::at(&config.cgroup_path, request.systemd_cgroup).map_err(other);
     let built = cgroup.and_then(|cgroup| {
-        let built = || -> Result<i32> {
+        let build = || -> Result<i32> {
             config.save(&folder)?;
             let mut container = Container::new(
                 id,
@@ -134,7 +137,7 @@ pub(crate) fn build(
                     container_name: id.clone(),
                 },
                 detached: true,
-                executor: Box::new(init),
+                executor: Box::new(init.clone()),
                 no_pivot: request.no_pivot_root,
                 stdin: stream(0),
                 stdout: stream(1),
@@ -142,7 +145,7 @@ pub(crate) fn build(
                 as_sibling: true,
                 pid_file: None,
             };
-            let pid = main_process(&args, &container, &cgroup)?;
+            let pid = main_process(&args, &container, &cgroup, &init, meanwhile)?;
             container
                 .set_status(ContainerStatus::Created)
                 .set_creator(Uid::effective().as_raw())
@@ -150,7 +153,7 @@ pub(crate) fn build(
                 .save()?;
             Ok(pid)
         };
-        built().inspect_err(|_| {
+        build().inspect_err(|_| {
             if let Err(leftover) = cgroup.remove() {
                 log::warn!("{leftover}");
             }
@@ -182,7 +185,15 @@ fn validate(spec: &Spec) -> Result<()> {
 }
 
 /// Has the init born and sees it through to where it waits for its start. Returns its pid.
-fn main_process(args: &ContainerArgs, container: &Container, cgroup: &Cgroup) -> Result<i32> {
+fn main_process(
+    args: &ContainerArgs,
+    container: &Container,
+    cgroup: &Cgroup,
+    init: &Init,
+    meanwhile: impl FnOnce(),
+) -> Result<i32> {
+    let (mut inside, pipe) = io::pipe().map_err(LibcontainerError::OtherIO)?;
+    init.until_inside(pipe);
     let (place, opener) = Place::make(cgroup).map_err(other)?;
     let (to_main, mut from_init) = channel::main_channel().map_err(channel_failed)?;
     let (mut to_init, from_main) = channel::init_channel().map_err(channel_failed)?;
@@ -204,6 +215,7 @@ fn main_process(args: &ContainerArgs, container: &Container, cgroup: &Cgroup) ->
         sys::exit_now(born.map_or(FAILED, |_| 0));
     }
     drop((theirs, place));
+    init.leave();
     to_main.close().map_err(channel_failed)?;
     from_main.close().map_err(channel_failed)?;
 
@@ -216,17 +228,20 @@ fn main_process(args: &ContainerArgs, container: &Container, cgroup: &Cgroup) ->
     let pid = born.map_err(other)?;
     if let Some(hooks) = args.spec.hooks() {
         from_init.wait_for_hook_request().map_err(channel_failed)?;
-        let init = container.clone().set_pid(pid).pid();
+        let its_pid = container.clone().set_pid(pid).pid();
         for (name, hooks) in [
             ("prestart", hooks.prestart()),
             ("createRuntime", hooks.create_runtime()),
         ] {
-            run_hooks(hooks.as_ref(), Some(&container.state), None, init, None)
+            run_hooks(hooks.as_ref(), Some(&container.state), None, its_pid, None)
                 .map_err(|error| other(format!("a {name} hook failed: {error}")))?;
         }
         to_init.hook_done().map_err(channel_failed)?;
     }
     to_init.close().map_err(channel_failed)?;
+    // Nothing is ever written: the end comes when the init is inside, or has died.
+    let _ = inside.read(&mut [0]);
+    meanwhile();
     from_init.wait_for_init_ready().map_err(channel_failed)?;
     Ok(pid)
 }
