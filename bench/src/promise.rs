@@ -31,7 +31,7 @@ pub struct Promise {
 }
 
 /// The create call of a wasm container takes at most this share of runc's.
-const CREATE: f64 = 0.4;
+const CREATE: f64 = 0.35;
 /// A guest's first byte of output comes at most this share of the time after the start call that it
 /// takes under runc.
 const FIRST: f64 = 0.35;
@@ -40,7 +40,7 @@ const FIRST: f64 = 0.35;
 const PROCESSES: f64 = 3.0;
 const THREADS: f64 = 9.0;
 /// A wasm container's life takes at most this share of runc's.
-const LIFE: f64 = 0.4;
+const LIFE: f64 = 0.35;
 /// An idle wasm container takes less memory than runc's: at most this share.
 const MEMORY: f64 = 0.4;
 
