@@ -61,7 +61,7 @@ impl Cache {
         run(&lighter, &all)
     }
 
-    /// The artifacts: every file with content, with what changes when it is made
+    /// The artifacts: every file with content but the remembered digests, with what changes when it is made
     /// anew.
     fn artifacts(&self) -> BTreeMap<PathBuf, (u64, i64, i64, u64)> {
         let mut found = BTreeMap::new();
@@ -71,7 +71,7 @@ impl Cache {
                 let Ok(data) = entry.metadata() else { continue };
                 if data.is_dir() {
                     folders.push(entry.path());
-                } else if data.len() > 0 {
+                } else if data.len() > 0 && entry.file_name() != "digests" {
                     found.insert(
                         entry.path(),
                         (data.ino(), data.mtime(), data.mtime_nsec(), data.len()),

@@ -123,7 +123,7 @@ fn too_little_for_the_shim(engine: &Containerd) -> Result<()> {
         engine
             .ensure_gone(&id)
             .with_context(|| format!("with {quarters} quarters of a megabyte"))?;
-        fs::remove_dir(&folder)?;
+        cgroup::remove(&folder)?;
     }
     ensure!(refused > 0, "the smallest is too small");
     let next = engine

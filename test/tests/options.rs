@@ -226,7 +226,7 @@ fn shim_cgroup(engine: &Containerd) -> Result<()> {
         engine.ensure_gone(&id)
     })();
     for folder in &folders {
-        fs::remove_dir(folder).with_context(|| folder.display().to_string())?;
+        cgroup::remove(folder)?;
     }
     outcome
 }

@@ -96,12 +96,12 @@ pub(crate) fn build(
     let spec = &bundle.spec;
     validate(spec)?;
     let id = &request.target.id;
+    let config = YoukiConfig::from_spec(spec, id)?;
     let folder = request.target.root.join(id);
     if folder.exists() {
         return Err(LibcontainerError::Exist);
     }
     fs::create_dir_all(&folder).map_err(LibcontainerError::OtherIO)?;
-    let config = YoukiConfig::from_spec(spec, id)?;
     let cgroup = Cgroup::at(&config.cgroup_path, request.systemd_cgroup).map_err(other);
     let built = cgroup.and_then(|cgroup| {
         let build = || -> Result<i32> {
@@ -206,7 +206,11 @@ fn main_process(
         let _ = from_init.close();
         let _ = to_init.close();
         let born = match intermediate_process(&args.spec, place) {
-            Ok(Birth::Own(entered)) => init_process(args, entered, to_main, from_main),
+            Ok(Birth::Own(entered)) => {
+                // Their ends are to tell of the processes that use them.
+                drop((theirs, inside));
+                init_process(args, entered, to_main, from_main)
+            }
             Ok(Birth::Of(pid)) => Ok(pid),
             Err(reason) => Err(reason),
         };
@@ -221,7 +225,7 @@ fn main_process(
 
     // Meanwhile the init is being born. What it is charged for begins with its limits.
     limit(args)?;
-    opener.open().map_err(other)?;
+    opener.open();
     let born = message::receive(&ours).map_err(LibcontainerError::OtherIO)?;
     let (born, _): (std::result::Result<i32, String>, _) =
         born.ok_or_else(|| other("the process that was to clone the container's init died"))?;
