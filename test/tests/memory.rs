@@ -70,10 +70,10 @@ fn too_little_to_begin(engine: &Containerd) -> Result<()> {
         let error = engine
             .container(&Rootfs::guests()?)
             .args(args)
-            .memory(MB / 4)
+            .memory(MB / 16)
             .refused()?;
         // It is ended by the limit, or has taken more before there was one.
-        let told = ["memory limit is 262144", "memory limit to 262144"];
+        let told = ["memory limit is 65536", "memory limit to 65536"];
         ensure!(
             told.iter().any(|told| error.contains(told)),
             "{args:?}: {error}"
