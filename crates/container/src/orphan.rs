@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{Bundle, mount_point};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::delete::delete;
 use crate::zygote::Target;
 use crate::{birthmark, rootfs};
@@ -17,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long to wait before looking again: they end by themselves when they notice.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// How long systemd may take to notice that a cgroup is empty.
+const NOTICE: Duration = Duration::from_secs(2);
 
 /// A container without a daemon, or one whose birth was cut short.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -76,9 +80,28 @@ fn remove_cgroup(orphan: &Orphan) -> Result<(), String> {
     let Some(path) = cgroups_path(&orphan.bundle) else {
         return Ok(());
     };
-    Cgroup::at(&path, orphan.systemd_cgroup)
-        .and_then(|cgroup| cgroup.remove())
-        .map_err(|error| error.to_string())
+    let remove = || -> cgroup::Result<()> {
+        let cgroup = Cgroup::at(&path, orphan.systemd_cgroup)?;
+        if orphan.systemd_cgroup {
+            leave_to_systemd(&cgroup)?;
+        }
+        cgroup.remove()
+    };
+    remove().map_err(|error| error.to_string())
+}
+
+/// Kills what is in a cgroup of systemd's, and waits for systemd to remove it: that learns of the end by the
+/// folder's events, and takes the unit for one that is being stopped where the folder goes before those.
+fn leave_to_systemd(cgroup: &Cgroup) -> cgroup::Result<()> {
+    let Some(folder) = cgroup.unified() else {
+        return Ok(());
+    };
+    let until = Instant::now() + NOTICE;
+    while folder.exists() && Instant::now() < until {
+        cgroup.kill_all(Signal::SIGKILL as i32)?;
+        sleep(PAUSE);
+    }
+    Ok(())
 }
 
 fn cgroups_path(bundle: &Path) -> Option<PathBuf> {
