@@ -3,7 +3,7 @@
 //! ```text
 //! DIRECTORY/                  0700, root's
 //!   lock                      who compiles what at the moment, as locked bytes
-//!   digests                   those of large files (recall.rs)
+//!   digests                   those of files of 64 kB and more (recall.rs)
 //!   VERSION[-SETTINGS]/       engine::compatibility with the default settings, and with others than
 //!                             those: code of another version is never looked at
 //!     SHA-256 of the module   an artifact (artifact.rs)
