@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
 
-use libcgroups::v2::devices::controller::Devices;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
@@ -15,7 +14,7 @@ use pathrs::Root;
 
 use crate::adapt::{Apart, adapt};
 use crate::bundle::Bundle;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::checkpoint::Restore;
 use crate::delete::delete;
 use crate::explain::explain;
@@ -200,18 +199,17 @@ pub(crate) fn restore(
 /// Puts the device rules of `bundle` on the v2 cgroup of `pid`: libcgroups does so itself but for
 /// cgroups that systemd makes.
 fn restrict_devices(pid: i32, bundle: &Bundle) -> Result<(), String> {
-    let restrict = || -> Result<(), String> {
-        let cgroup = Cgroup::of(pid as u32).map_err(|error| error.to_string())?;
-        let Some(folder) = cgroup.unified() else {
+    let restrict = || -> cgroup::Result<()> {
+        let cgroup = Cgroup::of(pid as u32)?;
+        if cgroup.unified().is_none() {
             return Ok(());
-        };
+        }
         let linux = bundle.spec.linux().as_ref();
-        let rules = linux
-            .and_then(|linux| linux.resources().as_ref())
-            .and_then(|resources| resources.devices().clone());
-        Devices::apply_devices(folder, &rules).map_err(|error| error.to_string())
+        let resources = linux.and_then(|linux| linux.resources().as_ref());
+        let rules = resources.and_then(|resources| resources.devices().as_deref());
+        cgroup.restrict_devices(rules.unwrap_or_default())
     };
-    restrict().map_err(|reason| format!("restricting the container's devices: {reason}"))
+    restrict().map_err(|error| format!("restricting the container's devices: {error}"))
 }
 
 /// Makes the process's working directory where the image lacks it, as runc does: as the container's

@@ -23,7 +23,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
+use libcgroups::common::CgroupConfig;
 use libcontainer::config::YoukiConfig;
 use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::{ErrInvalidSpec, LibcontainerError};
@@ -224,7 +224,7 @@ fn main_process(
     from_main.close().map_err(channel_failed)?;
 
     // Meanwhile the init is being born. What it is charged for begins with its limits.
-    limit(args)?;
+    limit(&args.spec, cgroup)?;
     opener.open();
     let born = message::receive(&ours).map_err(LibcontainerError::OtherIO)?;
     let (born, _): (std::result::Result<i32, String>, _) =
@@ -251,19 +251,12 @@ fn main_process(
 }
 
 /// Sets the limits of the container's cgroup.
-fn limit(args: &ContainerArgs) -> Result<()> {
-    let linux = args.spec.linux().as_ref();
-    let Some(resources) = linux.and_then(|linux| linux.resources().as_ref()) else {
-        return Ok(());
-    };
-    let manager = create_cgroup_manager(args.cgroup_config.clone())?;
-    let limits = ControllerOpt {
-        resources,
-        freezer_state: None,
-        oom_score_adj: None,
-        disable_oom_killer: false,
-    };
-    manager.apply(&limits).map_err(other)
+fn limit(spec: &Spec, cgroup: &Cgroup) -> Result<()> {
+    let linux = spec.linux().as_ref();
+    match linux.and_then(|linux| linux.resources().as_ref()) {
+        Some(resources) => cgroup.limit(resources).map_err(other),
+        None => Ok(()),
+    }
 }
 
 /// Is libcontainer's init, which becomes the container's program. Where it does not, or has not `entered` the cgroup, the helper is

@@ -1,8 +1,8 @@
 //! The control groups of a container: where they are, what they count, who is in them, and how
 //! they end.
 //!
-//! libcgroups sets a container's first limits, and makes its cgroup on v2; this module does the rest: it makes v1's, reads, freezes,
-//! limits anew and removes. It knows the three set-ups of Linux machines: v1 (one hierarchy a controller, or several
+//! It makes cgroups, limits, reads, freezes and removes them; only where systemd makes one, libcgroups does so and sets its
+//! first limits. It knows the three set-ups of Linux machines: v1 (one hierarchy a controller, or several
 //! controllers mounted together), hybrid (v1 beside an empty v2 tree; treated as v1, as libcgroups
 //! does) and v2 (one tree for all).
 //!
@@ -11,7 +11,7 @@
 //! - `members`: processes, signals, removal
 //! - `moves`: the lock that moves between cgroups take
 //! - `freezer`: pausing and resuming
-//! - `limits`: new limits for a running container
+//! - `limits`: the first limits of a container, and new ones while it runs
 //! - [`stats`]: the figures, by the files that containerd's cgroups library reads
 //! - [`oom`]: kills by the out-of-memory killer, as they happen
 

@@ -1,13 +1,15 @@
-//! New limits for a running container.
+//! The limits of a container: its first ones, and new ones while it runs.
 //!
 //! A request is `resources` in the OCI runtime spec's words, which are those of cgroup v1. It says
 //! only what is to change: what it leaves out, and what is zero or empty, stays as it is, as in
-//! runc's `update`. Devices, network classes, RDMA and kernel memory are no part of an update there
-//! nor here.
+//! runc's `update`. Devices and network classes are no part of an update there nor here, and
+//! RDMA and the kernel's memory no part of anything.
 //!
 //! - `v1`, `v2`: from the request to the kernel's files
+//! - `devices`: which devices may be used
 //! - `systemd`: the same for the manager of the cgroup, so that it does not undo it
 
+mod devices;
 mod systemd;
 mod v1;
 mod v2;
@@ -45,6 +47,22 @@ impl Setting {
 type Group = Vec<Setting>;
 
 impl Cgroup {
+    /// Sets the limits that this cgroup, a new one, begins with. Some of them may be set where it
+    /// fails.
+    ///
+    /// # Errors
+    /// As [`Cgroup::update`].
+    pub(crate) fn limit(&self, resources: &LinuxResources) -> Result<()> {
+        let groups = match &self.tree {
+            Tree::V1(_) => v1::first_settings(self, resources)?,
+            Tree::V2(folder) => v2::settings(folder, resources)?,
+        };
+        for group in groups {
+            apply(group, |_| {})?;
+        }
+        self.restrict_devices(resources.devices().as_deref().unwrap_or_default())
+    }
+
     /// Changes the limits of the cgroup to those of `resources`; all of them or, but for limits by
     /// device, none. Where `systemd` manages the cgroup it is told, by a program that `systemd`
     /// reaps.
@@ -65,7 +83,7 @@ impl Cgroup {
         }
         let mut undo = Vec::new();
         for group in groups {
-            if let Err(error) = apply(group, &mut undo) {
+            if let Err(error) = apply(group, |path| undo.extend(before(path))) {
                 // The last first, as one may have made room for the other.
                 for (path, before) in undo.iter().rev() {
                     if let Err(error) = write_existing(path, before) {
@@ -79,17 +97,22 @@ impl Cgroup {
     }
 }
 
-/// Writes the settings, and notes in `undo` what was there before. One that the kernel calls
+/// A file and what is to be written to it to have what there is now; nothing for lists by device, which are not
+/// written as they are read.
+fn before(path: &Path) -> Option<(PathBuf, String)> {
+    let text = fs::read_to_string(path).ok()?;
+    (text.lines().count() == 1).then(|| (path.to_owned(), text))
+}
+
+/// Writes the settings, and has each file noted before it is written. A setting that the kernel calls
 /// invalid is tried again after the others: a memory limit cannot be above that of memory and swap
 /// together, a quota must hold the burst, and so on, whichever of them is written first.
-fn apply(mut group: Group, undo: &mut Vec<(PathBuf, String)>) -> Result<()> {
+fn apply(mut group: Group, mut note: impl FnMut(&Path)) -> Result<()> {
     while !group.is_empty() {
         let (mut invalid, tried) = (Vec::new(), group.len());
         for setting in group {
-            let before = fs::read_to_string(&setting.path).unwrap_or_default();
+            note(&setting.path);
             match write_existing(&setting.path, &setting.value) {
-                // Lists by device are not written as they are read.
-                Ok(()) if before.lines().count() == 1 => undo.push((setting.path, before)),
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                     invalid.push((setting, error));
@@ -182,7 +205,7 @@ mod tests {
             },
             Setting::new(file("b"), 3),
         ];
-        let error = apply(group, &mut undo).unwrap_err();
+        let error = apply(group, |path| undo.extend(before(path))).unwrap_err();
         assert!(matches!(error, Error::NoFile { .. }), "{error}");
         assert!(error.to_string().contains("/b"), "{error}");
         assert_eq!(undo, [(file("a"), "1\n".to_owned())]);

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use oci_spec::runtime::{
-    LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources, LinuxThrottleDevice,
+    LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxInterfacePriority, LinuxMemory,
+    LinuxResources, LinuxThrottleDevice,
 };
 
 use super::{Group, Setting, given, listed, or_max, page_size};
@@ -24,17 +25,7 @@ pub(super) fn settings(cgroup: &Cgroup, resources: &LinuxResources) -> Result<Ve
             reason: format!("{key} is of cgroup v2, and this machine has v1"),
         });
     }
-    // A controller is asked for only when there is something to set.
-    let group = |controller: &'static str, make: &dyn Fn(&Path) -> Result<Group>| {
-        let made = match cgroup.v1_folder(controller) {
-            Some(folder) => return make(folder),
-            None => make(Path::new(""))?,
-        };
-        match made.is_empty() {
-            true => Ok(made),
-            false => Err(Error::NoController { controller }),
-        }
-    };
+    let group = |controller, make: &dyn Fn(&Path) -> Result<Group>| group(cgroup, controller, make);
     let mut groups = Vec::new();
     if let Some(given) = resources.cpu() {
         groups.push(group("cpu", &|folder| Ok(cpu(folder, given)))?);
@@ -59,6 +50,43 @@ pub(super) fn settings(cgroup: &Cgroup, resources: &LinuxResources) -> Result<Ve
         groups.push(group("hugetlb", &|folder| hugetlb(folder, limits))?);
     }
     Ok(groups)
+}
+
+/// The same for a new cgroup, with what is set only then: what its packets are marked with.
+pub(super) fn first_settings(cgroup: &Cgroup, resources: &LinuxResources) -> Result<Vec<Group>> {
+    let mut groups = settings(cgroup, resources)?;
+    let Some(network) = resources.network() else {
+        return Ok(groups);
+    };
+    groups.push(group(cgroup, "net_cls", &|folder| {
+        let class = given(network.class_id());
+        let setting = class.map(|class| Setting::new(folder.join("net_cls.classid"), class));
+        Ok(setting.into_iter().collect())
+    })?);
+    groups.push(group(cgroup, "net_prio", &|folder| {
+        let priorities = network.priorities().iter().flatten();
+        let line = |one: &LinuxInterfacePriority| format!("{} {}", one.name(), one.priority());
+        Ok(priorities
+            .map(|one| Setting::new(folder.join("net_prio.ifpriomap"), line(one)))
+            .collect())
+    })?);
+    Ok(groups)
+}
+
+/// What is made for the folder of a controller, which is asked for only when there is something to set.
+fn group(
+    cgroup: &Cgroup,
+    controller: &'static str,
+    make: &dyn Fn(&Path) -> Result<Group>,
+) -> Result<Group> {
+    let made = match cgroup.v1_folder(controller) {
+        Some(folder) => return make(folder),
+        None => make(Path::new(""))?,
+    };
+    match made.is_empty() {
+        true => Ok(made),
+        false => Err(Error::NoController { controller }),
+    }
 }
 
 fn cpu(folder: &Path, cpu: &LinuxCpu) -> Group {
@@ -199,7 +227,16 @@ mod tests {
 
     /// What a request writes, as `file value`, in a cgroup with all controllers but hugetlb.
     fn written(request: Value) -> Result<Vec<String>> {
-        let names = ["cpu", "cpuset", "memory", "pids", "blkio"];
+        written_by(settings, request)
+    }
+
+    fn written_by(
+        settings: fn(&Cgroup, &LinuxResources) -> Result<Vec<Group>>,
+        request: Value,
+    ) -> Result<Vec<String>> {
+        let names = [
+            "cpu", "cpuset", "memory", "net_cls", "net_prio", "pids", "blkio",
+        ];
         let cgroup = Cgroup {
             tree: Tree::V1(
                 names
@@ -255,6 +292,20 @@ mod tests {
             "blkio.throttle.write_iops_device 8:2 7",
         ];
         assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn packets_are_marked_from_the_beginning_only() {
+        let network = json!({"network": {"classID": 4, "priorities": [
+            {"name": "lo", "priority": 1}, {"name": "eth0", "priority": 2},
+        ]}});
+        assert_eq!(written(network.clone()).unwrap(), [""; 0]);
+        let expected = [
+            "net_cls.classid 4",
+            "net_prio.ifpriomap lo 1",
+            "net_prio.ifpriomap eth0 2",
+        ];
+        assert_eq!(written_by(first_settings, network).unwrap(), expected);
     }
 
     #[test]
