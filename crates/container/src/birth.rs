@@ -10,9 +10,11 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
+use tokio::task::spawn_blocking;
 
 use crate::cgroup::{self, Cgroup};
 use crate::checkpoint::Checkpoint;
+use crate::delete::delete_plain;
 use crate::exec::Exec;
 use crate::given::Given;
 use crate::message::{self, AsyncSocket};
@@ -334,6 +336,11 @@ impl Container {
     /// # Errors
     /// What could not be freed, and why.
     pub async fn delete(&self, zygote: &Zygote) -> Result<(), String> {
+        let target = self.target.clone();
+        // A helper is cloned only where there is work for one.
+        if let Ok(Some(deleted)) = spawn_blocking(move || delete_plain(&target)).await {
+            return deleted;
+        }
         free(zygote, &Request::Delete(self.target.clone())).await
     }
 }

@@ -26,7 +26,11 @@ pub(crate) fn delete(target: &Target) -> Result<(), String> {
     }
     let deleted = Container::load(folder.clone()).and_then(|mut container| {
         container.refresh_status()?;
-        match Plain::of(&container, &folder) {
+        let plain = match container.status() {
+            ContainerStatus::Stopped => Plain::of(&container, &folder),
+            _ => None,
+        };
+        match plain {
             Some(plain) => plain.free(&container),
             None => container.delete(true),
         }
@@ -40,12 +44,29 @@ pub(crate) fn delete(target: &Target) -> Result<(), String> {
         }
         Err(error) => Err(explain(&error, None)),
     };
-    match fs::remove_dir_all(&folder) {
+    remove_state(&folder).and(result)
+}
+
+/// [`delete`] for a container whose init has ended, where no hooks are to be run: what any process with threads may do.
+/// Nothing where more is to be done.
+pub(crate) fn delete_plain(target: &Target) -> Option<Result<(), String>> {
+    let folder = target.root.join(&target.id);
+    let container = Container::load(folder.clone()).ok()?;
+    let plain = Plain::of(&container, &folder)?;
+    if plain.hooks.iter().flatten().next().is_some() {
+        return None;
+    }
+    let removed = plain.cgroup.remove().map_err(|error| error.to_string());
+    Some(remove_state(&folder).and(removed))
+}
+
+fn remove_state(folder: &Path) -> Result<(), String> {
+    match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!(
             "removing the container's state {}: {error}",
             folder.display()
         )),
-        _ => result,
+        _ => Ok(()),
     }
 }
 
@@ -58,7 +79,7 @@ struct Plain {
 }
 
 impl Plain {
-    /// What is left of `container`, whose state is in `folder`; nothing where there may be more.
+    /// What is left of `container`, which has ended and whose state is in `folder`; nothing where there may be more.
     fn of(container: &Container, folder: &Path) -> Option<Self> {
         let state = &container.state;
         let more = [&state.intel_rdt_dir, &state.intel_rdt_monitoring_dir]
@@ -67,7 +88,7 @@ impl Plain {
             || state.clean_up_intel_rdt_subdirectory == Some(true)
             // It has a unit to be stopped.
             || container.systemd();
-        if more || container.status() != ContainerStatus::Stopped {
+        if more {
             return None;
         }
         let config = YoukiConfig::load(folder).ok()?;

@@ -85,6 +85,8 @@ pub(crate) fn serve(flags: &Flags, arguments: Vec<String>) -> io::Result<()> {
         drop(zygotes.take());
         guests()
     };
+    // The zygote knows then, too.
+    container::cgroup::look_for_mounts();
     // The one moment at which there is one thread and nothing open but stdio and the log.
     let zygote = container::clone_zygote(guests_of_zygote, move || left.remove())?;
     container::raise_descriptor_limit();

@@ -30,7 +30,8 @@ use std::path::{Path, PathBuf};
 pub(crate) use members::Entry;
 pub use moves::expect_move;
 pub use oom::OomWatch;
-pub(crate) use place::{is_v1, look_for_mounts, v1_mount_points};
+pub use place::look_for_mounts;
+pub(crate) use place::{is_v1, v1_mount_points};
 pub use stats::Stats;
 
 /// What can go wrong with a cgroup.
