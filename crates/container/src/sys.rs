@@ -307,10 +307,15 @@ pub fn owning_user_namespace(file: BorrowedFd) -> io::Result<OwnedFd> {
 /// program's own code and constants, which come back out of the page cache where they are used
 /// again. What runs for long takes a fraction of what it has been through to get there.
 pub fn trim_memory() {
-    // SAFETY: it touches only what the allocator knows to be free, under the allocator's locks.
-    unsafe { libc::malloc_trim(0) };
+    trim_heap();
     // SAFETY: the function takes what it is given, keeps none of it, and does not panic.
     unsafe { libc::dl_iterate_phdr(Some(drop_program), std::ptr::null_mut()) };
+}
+
+/// Gives back the memory that has been freed.
+pub fn trim_heap() {
+    // SAFETY: it touches only what the allocator knows to be free, under the allocator's locks.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// Drops the pages of a loaded program or library that cannot have been written to.

@@ -17,6 +17,7 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use pathrs::procfs::ProcfsHandle;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 use serde::{Deserialize, Serialize};
 
@@ -127,6 +128,12 @@ pub const ZYGOTE_ACTION: &str = "zygote";
 /// do not keep the machine busy.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// For how long nothing must come until a zygote gives back what it took to begin.
+const CALM: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
 /// What the daemon says to whoever begins with a request.
 const BEGIN: () = ();
 
@@ -178,7 +185,8 @@ where
     // libcontainer reads /proc through a mount of its own, which the library keeps: made here it is
     // made, and taken down, once, not in every helper. Without it they make theirs.
     let _ = ProcfsHandle::new();
-    sys::trim_memory();
+    // So that what it clones begins with little.
+    sys::trim_heap();
     serve(socket, daemon, guests);
     Ok(())
 }
@@ -302,10 +310,21 @@ fn is_gone(error: &io::Error) -> bool {
     )
 }
 
+/// Whether nothing comes for a while.
+fn is_calm(socket: &OwnedFd) -> bool {
+    let mut coming = [PollFd::new(socket, PollFlags::IN)];
+    matches!(poll(&mut coming, Some(&CALM)), Ok(0))
+}
+
 /// Answers requests until the daemon has ended.
 fn serve(socket: OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) {
+    let mut trimmed = false;
     // What it asked for before it ended is not to be done: nobody waits for it any more.
     while Pid::parent() == daemon {
+        if !trimmed && is_calm(&socket) {
+            sys::trim_memory();
+            trimmed = true;
+        }
         let (request, fds): (Request, _) = match message::receive(&socket) {
             Ok(Some(received)) => received,
             Ok(None) => return,
