@@ -13,6 +13,10 @@ pub trait Guests {
     /// What is wrong with the settings.
     fn files(&self, settings: &str) -> Result<Vec<String>, String>;
 
+    /// Makes what guests to come may need; called in the zygote once nothing has been asked of it for a
+    /// while. What it could not make then they make themselves, each for itself.
+    fn settle(&self);
+
     /// Readies the guest whose native code is `artifact`, to be entered at `function` or at its
     /// default. `settings` are those of [`Create::guest`](crate::Create::guest). Called in the
     /// container's init with the container's privileges, before Start.

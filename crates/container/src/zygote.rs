@@ -128,7 +128,7 @@ pub const ZYGOTE_ACTION: &str = "zygote";
 /// do not keep the machine busy.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// For how long nothing must come until a zygote gives back what it took to begin.
+/// For how long nothing must come until a zygote does what is for later, and gives back what it took to begin.
 const CALM: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
@@ -318,12 +318,15 @@ fn is_calm(socket: &OwnedFd) -> bool {
 
 /// Answers requests until the daemon has ended.
 fn serve(socket: OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) {
-    let mut trimmed = false;
+    let mut settled = false;
     // What it asked for before it ended is not to be done: nobody waits for it any more.
     while Pid::parent() == daemon {
-        if !trimmed && is_calm(&socket) {
+        if !settled && is_calm(&socket) {
+            if let Ok(guests) = &guests {
+                guests.settle();
+            }
             sys::trim_memory();
-            trimmed = true;
+            settled = true;
         }
         let (request, fds): (Request, _) = match message::receive(&socket) {
             Ok(Some(received)) => received,

@@ -36,6 +36,12 @@ impl Guests for Wasm {
         Ok(preinit.function.map(|_| preinit.files).unwrap_or_default())
     }
 
+    fn settle(&self) {
+        if let Err(error) = self.0.settle() {
+            log::warn!("preparing for components: {error:#}");
+        }
+    }
+
     fn load(
         &self,
         artifact: File,

@@ -1,5 +1,6 @@
 //! From an artifact to a guest that is ready to run.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::AsRawFd;
@@ -57,26 +58,35 @@ pub enum LoadError {
     },
 }
 
-/// The engine, and everything that guests may import. Made once and used for any number of guests.
+/// The engine, and what guests may import. Made once and used for any number of guests.
 pub struct Host(World);
 
 /// An engine, and what may be imported there.
 struct World {
     engine: Engine,
     modules: wasmtime::Linker<State>,
-    components: component::Linker<State>,
+    /// Takes ten times as long to make, and is of no use to most.
+    components: OnceCell<component::Linker<State>>,
 }
 
 impl World {
     fn new(flags: &Flags) -> wasmtime::Result<Self> {
         let engine = engine::engine(flags)?;
         let modules = engine::module_linker(&engine)?;
-        let components = engine::component_linker(&engine, Concurrency::On, flags)?;
         Ok(Self {
             engine,
             modules,
-            components,
+            components: OnceCell::new(),
         })
+    }
+
+    /// What components may import with these `flags`, the world's own.
+    fn components(&self, flags: &Flags) -> wasmtime::Result<&component::Linker<State>> {
+        if let Some(made) = self.components.get() {
+            return Ok(made);
+        }
+        let made = engine::component_linker(&self.engine, Concurrency::On, flags)?;
+        Ok(self.components.get_or_init(|| made))
     }
 }
 
@@ -89,6 +99,14 @@ impl Host {
     pub fn new() -> wasmtime::Result<Self> {
         names::use_builtin_sources().context("cannot fix the sources of host names")?;
         World::new(&Flags::default()).map(Self)
+    }
+
+    /// Makes what guests to come may need and would have to make themselves, each for itself.
+    ///
+    /// # Errors
+    /// What wasmtime says; those guests will fail with it.
+    pub fn settle(&self) -> wasmtime::Result<()> {
+        self.0.components(&Flags::default()).map(drop)
     }
 
     /// Maps `artifact`, links it, and finds what to call: `function`, or else what its world says
@@ -168,7 +186,8 @@ impl World {
             Kind::Module => Work::Once(self.load_module(flags, artifact, function)?),
             Kind::Component | Kind::Server | Kind::ConcurrentServer => load_component(
                 &self.engine,
-                &self.components,
+                self.components(flags)
+                    .map_err(|error| LoadError::Engine(format!("{error:#}")))?,
                 Concurrency::On,
                 flags,
                 artifact,
