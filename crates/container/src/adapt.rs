@@ -44,7 +44,7 @@ pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Apart, Stri
     private_mounts(spec);
     root_propagation(spec);
     read_only_cgroups(spec, &v1_hierarchies());
-    if !request.systemd_cgroup {
+    if !request.systemd_cgroup && !cgroup::is_v1() {
         no_swap(spec);
     }
     let start_hooks = hooks::take_over(spec)?;
