@@ -31,7 +31,10 @@ demo: ## show a guest and a Linux container under a private containerd (as root)
 	@examples/hello/demo.sh
 
 .PHONY: test
-test: setup build ## run every test (as root)
+test: setup ## run every test (as root)
+	# The programs with the tests: without these some dependencies have other features, and would be
+	# compiled twice.
+	cargo build $(CARGO_FLAGS) --bins --tests
 	cargo test $(CARGO_FLAGS) --no-fail-fast
 
 .PHONY: setup
