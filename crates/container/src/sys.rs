@@ -77,6 +77,14 @@ pub fn set_arguments<'a>(arguments: impl IntoIterator<Item = &'a str>) -> io::Re
 /// # Errors
 /// clone(2)'s.
 pub fn clone_sibling() -> io::Result<Option<(Pid, OwnedFd)>> {
+    clone_sibling_apart(CloneFlags::empty())
+}
+
+/// [`clone_sibling`], with the sibling in new `namespaces` of these kinds.
+///
+/// # Errors
+/// clone(2)'s.
+pub fn clone_sibling_apart(namespaces: CloneFlags) -> io::Result<Option<(Pid, OwnedFd)>> {
     let none = std::ptr::null_mut::<libc::c_void>();
     let mut handle: libc::c_int = -1;
     // SAFETY: without CLONE_VM the child gets a copy of the address space and goes on with the
@@ -85,7 +93,8 @@ pub fn clone_sibling() -> io::Result<Option<(Pid, OwnedFd)>> {
     let pid = unsafe {
         libc::syscall(
             libc::SYS_clone,
-            (libc::CLONE_PARENT | libc::CLONE_PIDFD | libc::SIGCHLD) as libc::c_ulong,
+            (namespaces.bits() | libc::CLONE_PARENT | libc::CLONE_PIDFD | libc::SIGCHLD)
+                as libc::c_ulong,
             none,
             &raw mut handle,
             none,
@@ -103,17 +112,17 @@ pub fn clone_sibling() -> io::Result<Option<(Pid, OwnedFd)>> {
     }
 }
 
-/// [`clone_sibling`], with the sibling in the v2 cgroup whose folder is open as `cgroup` from its birth on (clone(2), `CLONE_INTO_CGROUP`,
+/// [`clone_sibling_apart`], with the sibling in the v2 cgroup whose folder is open as `cgroup` from its birth on (clone(2), `CLONE_INTO_CGROUP`,
 /// since Linux 5.7). Returns no descriptor that stands for the sibling.
 ///
 /// # Errors
 /// clone(2)'s, such as `EACCES` in a user namespace that does not own the cgroup.
-pub fn clone_sibling_into(cgroup: BorrowedFd) -> io::Result<Option<Pid>> {
+pub fn clone_sibling_into(cgroup: BorrowedFd, namespaces: CloneFlags) -> io::Result<Option<Pid>> {
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     // SAFETY: all its fields are integers, for which 0 says that they are not used.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     // With CLONE_PARENT the signal at its end is the caller's.
-    arguments.flags = libc::CLONE_PARENT as u64 | CLONE_INTO_CGROUP;
+    arguments.flags = namespaces.bits() as u64 | libc::CLONE_PARENT as u64 | CLONE_INTO_CGROUP;
     arguments.cgroup = cgroup.as_raw_fd() as u64;
     // SAFETY: as for `clone_sibling`; the arguments live through the call, and are as long as is said.
     let pid = unsafe {

@@ -8,15 +8,16 @@
 //! the init that it has (`container_init_process`), as far as most containers need them.
 //!
 //! ```text
-//! helper ──clone──► intermediate ──clone──► init
-//!    │              joins namespaces         ▲
-//!    │              that take a birth        │
-//!    └── sets the limits, then opens the gate┘ to the cgroup
+//! helper: makes the cgroup, and sets its limits
+//!    │
+//!    ├── clone ──────────────────────────────► init, in a new pid namespace
+//!    └── clone ──► intermediate ── clone ────► init, where there is a user namespace or a pid namespace to be joined
 //! ```
 
 mod intermediate;
 mod place;
 
+use std::convert::Infallible;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -41,7 +42,7 @@ use nix::sys::prctl;
 use nix::unistd::Uid;
 use oci_spec::runtime::{Mount, Spec};
 
-use self::intermediate::intermediate_process;
+use self::intermediate::{born_into, intermediate_process, prepare};
 use self::place::{Birth, Place};
 use crate::bundle::Bundle;
 use crate::cgroup::{self, Cgroup};
@@ -50,6 +51,9 @@ use crate::zygote::Create;
 use crate::{message, sys};
 
 type Result<T> = std::result::Result<T, LibcontainerError>;
+
+/// Whether the init has come into its cgroup, and why not.
+type Entered = std::result::Result<(), String>;
 
 /// What an intermediate process or an init exits with that could not do its work; the helper has been told why.
 const FAILED: i32 = 255;
@@ -192,45 +196,32 @@ fn main_process(
     init: &Init,
     meanwhile: impl FnOnce(),
 ) -> Result<i32> {
+    let spec = &args.spec;
+    cgroup.make().map_err(other)?;
+    // What the init is charged for begins with its limits.
+    limit(spec, cgroup)?;
+    let place = Place::of(cgroup).map_err(other)?;
     let (mut inside, pipe) = io::pipe().map_err(LibcontainerError::OtherIO)?;
     init.until_inside(pipe);
-    let (place, opener) = Place::make(cgroup).map_err(other)?;
-    let (to_main, mut from_init) = channel::main_channel().map_err(channel_failed)?;
-    let (mut to_init, from_main) = channel::init_channel().map_err(channel_failed)?;
-    let (ours, theirs) = message::pair().map_err(LibcontainerError::OtherIO)?;
-    if sys::clone_sibling()
-        .map_err(LibcontainerError::OtherIO)?
-        .is_none()
-    {
-        drop((ours, opener));
+    let (mut to_main, mut from_init) = channel::main_channel().map_err(channel_failed)?;
+    let (mut to_init, mut from_main) = channel::init_channel().map_err(channel_failed)?;
+    let be_init = |entered: Entered| -> Infallible {
         let _ = from_init.close();
         let _ = to_init.close();
-        let born = match intermediate_process(&args.spec, place) {
-            Ok(Birth::Own(entered)) => {
-                // Their ends are to tell of the processes that use them.
-                drop((theirs, inside));
-                init_process(args, entered, to_main, from_main)
-            }
-            Ok(Birth::Of(pid)) => Ok(pid),
-            Err(reason) => Err(reason),
-        };
-        // The helper sees the end of the socket at worst.
-        let _ = message::send(&theirs, &born, &[]);
-        sys::exit_now(born.map_or(FAILED, |_| 0));
-    }
-    drop((theirs, place));
+        init_process(args, entered, &mut to_main, &mut from_main)
+    };
+    let pid = match born_into(spec) {
+        Some(namespaces) => match place.clone_into(namespaces).map_err(other)? {
+            Birth::Own(entered) => match be_init(entered.and_then(|()| prepare(spec))) {},
+            Birth::Of(pid) => pid,
+        },
+        None => through_intermediate(spec, place, be_init)?,
+    };
     init.leave();
     to_main.close().map_err(channel_failed)?;
     from_main.close().map_err(channel_failed)?;
 
-    // Meanwhile the init is being born. What it is charged for begins with its limits.
-    limit(&args.spec, cgroup)?;
-    opener.open();
-    let born = message::receive(&ours).map_err(LibcontainerError::OtherIO)?;
-    let (born, _): (std::result::Result<i32, String>, _) =
-        born.ok_or_else(|| other("the process that was to clone the container's init died"))?;
-    let pid = born.map_err(other)?;
-    if let Some(hooks) = args.spec.hooks() {
+    if let Some(hooks) = spec.hooks() {
         from_init.wait_for_hook_request().map_err(channel_failed)?;
         let its_pid = container.clone().set_pid(pid).pid();
         for (name, hooks) in [
@@ -250,6 +241,38 @@ fn main_process(
     Ok(pid)
 }
 
+/// Has the init born by an intermediate process. In the init calls `be_init`. Returns the init's pid.
+fn through_intermediate(
+    spec: &Spec,
+    place: Place,
+    be_init: impl FnOnce(Entered) -> Infallible,
+) -> Result<i32> {
+    let (ours, theirs) = message::pair().map_err(LibcontainerError::OtherIO)?;
+    if sys::clone_sibling()
+        .map_err(LibcontainerError::OtherIO)?
+        .is_none()
+    {
+        drop(ours);
+        let born = match intermediate_process(spec, place) {
+            Ok(Birth::Own(entered)) => {
+                // Its end is to tell of the process that uses it.
+                drop(theirs);
+                match be_init(entered) {}
+            }
+            Ok(Birth::Of(pid)) => Ok(pid),
+            Err(reason) => Err(reason),
+        };
+        // The helper sees the end of the socket at worst.
+        let _ = message::send(&theirs, &born, &[]);
+        sys::exit_now(born.map_or(FAILED, |_| 0));
+    }
+    drop((theirs, place));
+    let born = message::receive(&ours).map_err(LibcontainerError::OtherIO)?;
+    let (born, _): (std::result::Result<i32, String>, _) =
+        born.ok_or_else(|| other("the process that was to clone the container's init died"))?;
+    born.map_err(other)
+}
+
 /// Sets the limits of the container's cgroup.
 fn limit(spec: &Spec, cgroup: &Cgroup) -> Result<()> {
     let linux = spec.linux().as_ref();
@@ -263,14 +286,13 @@ fn limit(spec: &Spec, cgroup: &Cgroup) -> Result<()> {
 /// told why.
 fn init_process(
     args: &ContainerArgs,
-    entered: std::result::Result<(), String>,
-    mut to_main: MainSender,
-    mut from_main: InitReceiver,
+    entered: Entered,
+    to_main: &mut MainSender,
+    from_main: &mut InitReceiver,
 ) -> ! {
     let _ = prctl::set_name(c"lighter-init");
     let lived = entered.and_then(|()| {
-        container_init_process(args, &mut to_main, &mut from_main)
-            .map_err(|error| error.to_string())
+        container_init_process(args, to_main, from_main).map_err(|error| error.to_string())
     });
     let reason = lived
         .err()

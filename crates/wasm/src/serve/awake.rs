@@ -1,13 +1,19 @@
 //! A thread that looks for the next request for a moment before it goes to sleep: to be woken takes
 //! longer than many an answer. One with several clients is woken for the one or the other anyway.
 
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
-use tokio::task;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::shared::Count;
 
@@ -35,7 +41,6 @@ pub(super) struct Awake {
     is_looking: AtomicBool,
     /// Until when it does not look, in nanoseconds after `since`.
     resting: AtomicU64,
-    begun: Notify,
 }
 
 impl Awake {
@@ -47,7 +52,6 @@ impl Awake {
             was_soon: AtomicBool::new(false),
             is_looking: AtomicBool::new(false),
             resting: AtomicU64::new(0),
-            begun: Notify::new(),
         }
     }
 
@@ -81,56 +85,130 @@ impl Awake {
         self.was_soon.store(pause < MOMENT, Ordering::Relaxed);
     }
 
-    /// There is an answer.
+    /// An answer has been given.
     pub(super) fn answered(&self) {
         let now = self.now().as_nanos() as u64;
         self.answered.store(now, Ordering::Relaxed);
         let was_soon = self.was_soon.load(Ordering::Relaxed);
-        if was_soon && self.connections.now() == 1 && !self.is_resting() {
-            self.is_looking.store(true, Ordering::Relaxed);
-            self.begun.notify_one();
+        let looks = was_soon && self.connections.now() == 1 && !self.is_resting();
+        self.is_looking.store(looks, Ordering::Relaxed);
+    }
+
+    fn is_looking(&self) -> bool {
+        self.is_looking.load(Ordering::Relaxed)
+    }
+
+    /// Asks again and again until something comes or the moment is over. Whoever else wants the processor
+    /// gets it.
+    fn look<T>(&self, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+        loop {
+            if let Some(found) = ask() {
+                return Some(found);
+            }
+            let pause = self.pause();
+            if pause >= MOMENT {
+                self.end(pause > AWAY);
+                return None;
+            }
+            thread::yield_now();
+        }
+    }
+}
+
+/// A connection whose next request its thread looks for.
+pub(super) struct Watched {
+    stream: TcpStream,
+    awake: Arc<Awake>,
+    /// Whether the thread's other tasks have had their turn since the last answer.
+    have_others_run: bool,
+}
+
+impl Watched {
+    pub(super) fn new(stream: TcpStream, awake: Arc<Awake>) -> Self {
+        Self {
+            stream,
+            awake,
+            have_others_run: false,
         }
     }
 
-    /// Looks for requests when it is time to. Never ends. Whoever else wants the processor gets it.
-    pub(super) async fn look(&self) {
-        loop {
-            self.begun.notified().await;
-            loop {
-                // First whatever else there is to be done.
-                task::yield_now().await;
-                let pause = self.pause();
-                if !self.is_looking.load(Ordering::Relaxed) || pause >= MOMENT {
-                    self.end(pause > AWAY);
-                    break;
-                }
-                thread::yield_now();
-            }
+    pub(super) fn into_inner(self) -> TcpStream {
+        self.stream
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let read = Pin::new(&mut this.stream).poll_read(context, buffer);
+        if read.is_ready() || !this.awake.is_looking() {
+            this.have_others_run = false;
+            return read;
         }
+        if !this.have_others_run {
+            // First whatever else there is to be done.
+            this.have_others_run = true;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        this.have_others_run = false;
+        // Not through the event loop, which would be asked each time. It tells of what comes once more, when there
+        // is nothing left of it.
+        let stream = this.stream.as_raw_fd();
+        let room = buffer.initialize_unfilled();
+        let found = this
+            .awake
+            .look(|| match recv(stream, room, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN | Errno::EINTR) => None,
+                received => Some(received),
+            });
+        match found {
+            Some(received) => Poll::Ready(Ok(buffer.advance(received?))),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
-    use std::task::{Context, Poll, Waker};
+    use std::io::Write as _;
+    use std::task::Waker;
 
     use super::*;
-
-    /// Whether it looks at once: the event loop is asked to come back without a wait.
-    fn looks(awake: &Awake) -> bool {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let mut looking = pin!(awake.look());
-            let polled = looking
-                .as_mut()
-                .poll(&mut Context::from_waker(Waker::noop()));
-            assert_eq!(polled, Poll::Pending);
-            awake.is_looking.load(Ordering::Relaxed)
-        })
-    }
 
     /// Whether it looks after a request that came soon. As slow as this thread may be, one does.
     fn looks_at_all(awake: &Awake) -> bool {
@@ -138,7 +216,7 @@ mod tests {
             awake.answered();
             awake.asked();
             awake.answered();
-            looks(awake)
+            awake.is_looking()
         })
     }
 
@@ -149,10 +227,10 @@ mod tests {
         thread::sleep(2 * MOMENT);
         awake.asked();
         awake.answered();
-        assert!(!looks(&awake));
+        assert!(!awake.is_looking());
         assert!(looks_at_all(&awake));
         awake.asked();
-        assert!(!looks(&awake));
+        assert!(!awake.is_looking());
     }
 
     #[test]
@@ -173,5 +251,36 @@ mod tests {
         thread::sleep(2 * AWAY);
         awake.asked();
         assert!(!looks_at_all(&awake));
+    }
+
+    #[test]
+    fn what_has_come_is_read_without_the_event_loop() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let awake = Arc::new(Awake::new());
+            let _one = awake.connections.take(usize::MAX);
+            let stream = TcpStream::from_std(stream).unwrap();
+            let mut watched = Watched::new(stream, awake.clone());
+            let mut read = |room: &mut [u8]| {
+                let mut buffer = ReadBuf::new(room);
+                let mut context = Context::from_waker(Waker::noop());
+                let polled = Pin::new(&mut watched).poll_read(&mut context, &mut buffer);
+                polled.map(|read| read.map(|()| buffer.filled().len()).unwrap())
+            };
+            client.write_all(b"abc").unwrap();
+            assert_eq!(read(&mut [0; 8]), Poll::Pending, "it does not look");
+            assert!(looks_at_all(&awake));
+            assert_eq!(read(&mut [0; 8]), Poll::Pending, "others come first");
+            assert_eq!(read(&mut [0; 2]), Poll::Ready(2));
+            assert_eq!(read(&mut [0; 8]), Poll::Pending, "others come first");
+            assert_eq!(read(&mut [0; 8]), Poll::Ready(1));
+        });
     }
 }

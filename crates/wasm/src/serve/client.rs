@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use super::awake::Awake;
 use super::shared::{Count, Counted};
 
 /// A request of a client, and how it takes the response: until this is dropped.
@@ -15,6 +16,12 @@ pub(super) struct Asked {
     _request: Option<Counted>,
     untaken: Option<Counted>,
     client: Arc<Client>,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.client.awake.answered();
+    }
 }
 
 impl Asked {
@@ -41,11 +48,13 @@ pub(super) struct Client {
     untaken: Arc<Count>,
     /// Parts of responses that it has made room for.
     taken: AtomicU64,
+    /// What its thread knows of its requests.
+    awake: Arc<Awake>,
 }
 
 impl Client {
-    /// That at the other end of `stream`.
-    pub(super) fn of(stream: &TcpStream) -> Self {
+    /// That at the other end of `stream`, whose thread is `awake`.
+    pub(super) fn of(stream: &TcpStream, awake: Arc<Awake>) -> Self {
         // One that has broken off has none.
         let address = stream
             .peer_addr()
@@ -55,11 +64,13 @@ impl Client {
             requests: Arc::default(),
             untaken: Arc::default(),
             taken: AtomicU64::new(0),
+            awake,
         }
     }
 
     /// A request of it has come.
     pub(super) fn asks(self: &Arc<Self>) -> Asked {
+        self.awake.asked();
         Asked {
             _request: self.requests.take(usize::MAX),
             untaken: None,

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use wasmtime_wasi_http::WasiBody;
 
 use super::Guests;
+use super::awake::Watched;
 use super::bodies::{self, Course};
 use super::client::{Asked, Client};
 use super::failure::Failure;
@@ -74,7 +75,7 @@ impl Protocol {
             begun = timeout(self.header_time, preface::is_sent(&stream)) => begun,
             _ = ending.wait_for(|ending| *ending) => return,
         };
-        let client = Arc::new(Client::of(&stream));
+        let client = Arc::new(Client::of(&stream, guests.maker().awake.clone()));
         match begun {
             Ok(Ok(false)) => self.serve_first(stream, guests, client, ending).await,
             Ok(Ok(true)) => self.serve_second(stream, guests, client, ending).await,
@@ -92,11 +93,12 @@ impl Protocol {
         client: Arc<Client>,
         mut ending: watch::Receiver<bool>,
     ) {
+        let watched = Watched::new(stream, guests.maker().awake.clone());
         let service = {
             let client = client.clone();
             service_fn(move |request| answer_and_tell(guests.clone(), client.clone(), request))
         };
-        let mut connection = self.first.serve_connection(TokioIo::new(stream), service);
+        let mut connection = self.first.serve_connection(TokioIo::new(watched), service);
         let mut is_ending = false;
         let ended = loop {
             tokio::select! {
@@ -113,7 +115,7 @@ impl Protocol {
             let parts = connection.into_parts();
             // One that has begun no request has missed nothing.
             if !parts.read_buf.is_empty() {
-                tell_slow(&parts.io.into_inner());
+                tell_slow(&parts.io.into_inner().into_inner());
             }
         }
     }
@@ -155,11 +157,8 @@ async fn answer_and_tell(
     client: Arc<Client>,
     request: Request<Incoming>,
 ) -> Result<Response<WasiBody>, Infallible> {
-    let awake = guests.maker().awake.clone();
-    awake.asked();
     let record = Record::of(guests.maker(), client.address, &request);
     let response = answer(guests, client.asks(), request).await?;
-    awake.answered();
     Ok(match record {
         Some(record) => record.end_with(response),
         None => response,

@@ -191,12 +191,10 @@ impl Server {
     fn start(guests: Guests, ending: watch::Receiver<bool>) -> io::Result<Self> {
         let (given, mut taken) = mpsc::unbounded_channel::<Given>();
         let runtime = event_loop()?;
-        let awake = guests.maker().awake.clone();
-        let connections = awake.connections.clone();
+        let connections = guests.maker().awake.connections.clone();
         let work = async move {
             let protocol = Arc::new(Protocol::new(&guests.maker().settings));
             guests.prepare();
-            tokio::spawn(async move { awake.look().await });
             while let Some(Given { stream, counted }) = taken.recv().await {
                 // It was made by this program's other event loop and is in order.
                 let Ok(stream) = TcpStream::from_std(stream) else {
