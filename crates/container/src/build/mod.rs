@@ -17,7 +17,6 @@
 mod intermediate;
 mod place;
 
-use std::convert::Infallible;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -205,14 +204,14 @@ fn main_process(
     init.until_inside(pipe);
     let (mut to_main, mut from_init) = channel::main_channel().map_err(channel_failed)?;
     let (mut to_init, mut from_main) = channel::init_channel().map_err(channel_failed)?;
-    let be_init = |entered: Entered| -> Infallible {
+    let mut be_init = |entered: Entered| {
         let _ = from_init.close();
         let _ = to_init.close();
         init_process(args, entered, &mut to_main, &mut from_main)
     };
     let pid = match born_into(spec) {
         Some(namespaces) => match place.clone_into(namespaces).map_err(other)? {
-            Birth::Own(entered) => match be_init(entered.and_then(|()| prepare(spec))) {},
+            Birth::Own(entered) => sys::exit_now(be_init(entered.and_then(|()| prepare(spec)))),
             Birth::Of(pid) => pid,
         },
         None => through_intermediate(spec, place, be_init)?,
@@ -241,11 +240,11 @@ fn main_process(
     Ok(pid)
 }
 
-/// Has the init born by an intermediate process. In the init calls `be_init`. Returns the init's pid.
+/// Has the init born by an intermediate process. The init calls `be_init`, and ends with what that returns. Returns the init's pid.
 fn through_intermediate(
     spec: &Spec,
     place: Place,
-    be_init: impl FnOnce(Entered) -> Infallible,
+    be_init: impl FnOnce(Entered) -> i32,
 ) -> Result<i32> {
     let (ours, theirs) = message::pair().map_err(LibcontainerError::OtherIO)?;
     if sys::clone_sibling()
@@ -257,7 +256,7 @@ fn through_intermediate(
             Ok(Birth::Own(entered)) => {
                 // Its end is to tell of the process that uses it.
                 drop(theirs);
-                match be_init(entered) {}
+                sys::exit_now(be_init(entered))
             }
             Ok(Birth::Of(pid)) => Ok(pid),
             Err(reason) => Err(reason),
@@ -283,13 +282,13 @@ fn limit(spec: &Spec, cgroup: &Cgroup) -> Result<()> {
 }
 
 /// Is libcontainer's init, which becomes the container's program. Where it does not, or has not `entered` the cgroup, the helper is
-/// told why.
+/// told why. Returns what it ends with.
 fn init_process(
     args: &ContainerArgs,
     entered: Entered,
     to_main: &mut MainSender,
     from_main: &mut InitReceiver,
-) -> ! {
+) -> i32 {
     let _ = prctl::set_name(c"lighter-init");
     let lived = entered.and_then(|()| {
         container_init_process(args, to_main, from_main).map_err(|error| error.to_string())
@@ -298,7 +297,7 @@ fn init_process(
         .err()
         .unwrap_or_else(|| "it has ended before its program".to_owned());
     let _ = to_main.exec_failed(reason);
-    sys::exit_now(FAILED)
+    FAILED
 }
 
 fn channel_failed(error: ChannelError) -> LibcontainerError {
