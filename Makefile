@@ -30,10 +30,10 @@ help: ## print this list
 demo: ## show a guest and a Linux container under a private containerd (as root)
 	@examples/hello/demo.sh
 
+# The programs are built together with the tests: alone, some dependencies have other features, and would be
+# compiled twice.
 .PHONY: test
 test: setup ## run every test (as root)
-	# The programs with the tests: without these some dependencies have other features, and would be
-	# compiled twice.
 	cargo build $(CARGO_FLAGS) --bins --tests
 	cargo test $(CARGO_FLAGS) --no-fail-fast
 

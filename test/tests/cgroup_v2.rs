@@ -159,6 +159,7 @@ mod inside {
     };
     use nix::{
         errno::Errno,
+        sys::inotify::{AddWatchFlags, InitFlags, Inotify},
         sys::signal::{Signal, kill},
         unistd::Pid,
     };
@@ -277,6 +278,36 @@ mod inside {
             container.kill(Signal::SIGKILL)?;
             assert_eq!(container.finish()?.status, 137);
         }
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "needs cgroup v2 and systemd"]
+    fn an_init_is_born_in_its_cgroup() -> Result<()> {
+        let engine = engine()?;
+        let parent = Path::new("/sys/fs/cgroup/born");
+        fs::create_dir_all(parent)?;
+        fs::write(parent.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
+        for builder in waiting(&engine)? {
+            let path = Path::new("/born").join(builder.get_id());
+            let folder = parent.join(builder.get_id());
+            fs::create_dir(&folder)?;
+            let watch = Inotify::init(InitFlags::IN_NONBLOCK)?;
+            watch.add_watch(&folder, AddWatchFlags::IN_MODIFY)?;
+            let container = limited(builder)
+                .spec(|spec| spec["linux"]["cgroupsPath"] = json!(path))
+                .create()?;
+            let events = watch.read_events()?;
+            let written: Vec<_> = events.into_iter().filter_map(|event| event.name).collect();
+            ensure!(written.contains(&"pids.max".into()), "only {written:?}");
+            // Whoever writes there waits for the kernel's lock of moves.
+            ensure!(!written.contains(&"cgroup.procs".into()), "{written:?}");
+            let processes = fs::read_to_string(folder.join("cgroup.procs"))?;
+            assert_eq!(processes.trim_end(), container.pid().to_string());
+            container.kill(Signal::SIGKILL)?;
+            assert_eq!(container.finish()?.status, 137);
+        }
+        fs::remove_dir(parent)?;
         Ok(())
     }
 
