@@ -2,7 +2,7 @@
 //! longer than many an answer. One with several clients is woken for the one or the other anyway.
 
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -27,6 +28,10 @@ const AWAY: Duration = Duration::from_millis(1);
 
 /// How long it does not look then, so that what it may use is left for answers.
 const REST: Duration = Duration::from_secs(1);
+
+/// How many turns others get first: for what the guest still does after its answer, and for what is then made for the
+/// next request.
+const TURNS: u8 = 3;
 
 /// What one thread knows of its last requests.
 pub(super) struct Awake {
@@ -119,8 +124,8 @@ impl Awake {
 pub(super) struct Watched {
     stream: TcpStream,
     awake: Arc<Awake>,
-    /// Whether the thread's other tasks have had their turn since the last answer.
-    have_others_run: bool,
+    /// How many turns the thread's other tasks have had since the last answer.
+    turns: u8,
 }
 
 impl Watched {
@@ -128,7 +133,7 @@ impl Watched {
         Self {
             stream,
             awake,
-            have_others_run: false,
+            turns: 0,
         }
     }
 
@@ -146,26 +151,30 @@ impl AsyncRead for Watched {
         let this = self.get_mut();
         let read = Pin::new(&mut this.stream).poll_read(context, buffer);
         if read.is_ready() || !this.awake.is_looking() {
-            this.have_others_run = false;
+            this.turns = 0;
             return read;
         }
-        if !this.have_others_run {
-            // First whatever else there is to be done.
-            this.have_others_run = true;
+        if this.turns < TURNS {
+            this.turns += 1;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        this.have_others_run = false;
+        this.turns = 0;
         // Not through the event loop, which would be asked each time. It tells of what comes once more, when there
         // is nothing left of it.
-        let stream = this.stream.as_raw_fd();
+        let stream = &this.stream;
         let room = buffer.initialize_unfilled();
-        let found = this
-            .awake
-            .look(|| match recv(stream, room, MsgFlags::MSG_DONTWAIT) {
+        let found = this.awake.look(|| {
+            // Whoever brings it would have to wait for one who receives in vain, but not for this.
+            let mut coming = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut coming, PollTimeout::ZERO) == Ok(0) {
+                return None;
+            }
+            match recv(stream.as_raw_fd(), room, MsgFlags::MSG_DONTWAIT) {
                 Err(Errno::EAGAIN | Errno::EINTR) => None,
                 received => Some(received),
-            });
+            }
+        });
         match found {
             Some(received) => Poll::Ready(Ok(buffer.advance(received?))),
             None => Poll::Pending,
@@ -277,10 +286,12 @@ mod tests {
             client.write_all(b"abc").unwrap();
             assert_eq!(read(&mut [0; 8]), Poll::Pending, "it does not look");
             assert!(looks_at_all(&awake));
-            assert_eq!(read(&mut [0; 8]), Poll::Pending, "others come first");
-            assert_eq!(read(&mut [0; 2]), Poll::Ready(2));
-            assert_eq!(read(&mut [0; 8]), Poll::Pending, "others come first");
-            assert_eq!(read(&mut [0; 8]), Poll::Ready(1));
+            for (room, length) in [(2, 2), (8, 1)] {
+                for _ in 0..TURNS {
+                    assert_eq!(read(&mut [0; 8]), Poll::Pending, "others come first");
+                }
+                assert_eq!(read(&mut vec![0; room]), Poll::Ready(length));
+            }
         });
     }
 }
