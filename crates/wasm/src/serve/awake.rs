@@ -176,7 +176,11 @@ impl AsyncRead for Watched {
             }
         });
         match found {
-            Some(received) => Poll::Ready(Ok(buffer.advance(received?))),
+            Some(Ok(length)) => {
+                buffer.advance(length);
+                Poll::Ready(Ok(()))
+            }
+            Some(Err(error)) => Poll::Ready(Err(error.into())),
             None => Poll::Pending,
         }
     }
