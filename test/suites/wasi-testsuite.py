@@ -66,7 +66,9 @@ def settings(test):
 
 def configuration(test, rootfs, name):
     """The OCI configuration of a container that has the test and its folder."""
-    binds = {"/test.wasm": test["wasm"]}
+    # Found on the path that there is without PATH, so that its first argument is its name, as with wasmtime.
+    program = os.path.basename(test["wasm"])
+    binds = {f"/bin/{program}": test["wasm"]}
     if test["root"]:
         binds["/root-of-test"] = test["root"]
     mounts = [
@@ -78,7 +80,7 @@ def configuration(test, rootfs, name):
     return {
         "ociVersion": "1.0.2",
         "process": {
-            "args": ["/test.wasm", *test["args"]],
+            "args": [program, *test["args"]],
             "env": [f"{key}={value}" for key, value in test["env"].items()],
             "cwd": "/",
             "user": {"uid": 0, "gid": 0},

@@ -7,6 +7,7 @@ use lighter_test::{Containerd, Rootfs, each_containerd};
 each_containerd!(
     arguments,
     environment,
+    home,
     working_directory,
     entrypoints,
     exit_codes,
@@ -43,24 +44,58 @@ fn environment(engine: &Containerd) -> Result<()> {
             .spec(|spec| spec["process"]["env"] = serde_json::json!(["A=1", "B=", "C=x=y z"]))
             .run()?
             .success()?;
-        // As with runc.
-        let added = |line: &str| line.starts_with("HOME=");
-        let lines: Vec<&str> = output.lines().filter(|line| !added(line)).collect();
+        let of_the_image = |line: &str| line.starts_with("HOME=");
+        let lines: Vec<&str> = output.lines().filter(|line| !of_the_image(line)).collect();
         assert_eq!(lines, ["A=1", "B=", "C=x=y z"], "{tool}");
     }
     Ok(())
 }
 
+/// The home that the image's /etc/passwd names, as with runc; none where it names none, as with wasmtime.
+fn home(engine: &Containerd) -> Result<()> {
+    let rootfs = Rootfs::guests()?.file("/etc/passwd", "ann:x:1000:1000::/home/ann:/bin/sh\n");
+    for tool in TOOLS {
+        let env = |uid: u32, env: &[&str]| -> Result<String> {
+            let container = engine.container(&rootfs).args([tool, "env"]).user(uid, uid);
+            let container = container.spec(|spec| spec["process"]["env"] = serde_json::json!(env));
+            container.run()?.success()
+        };
+        assert_eq!(env(1000, &["A=1"])?, "A=1\nHOME=/home/ann\n", "{tool}");
+        assert_eq!(env(1001, &["A=1", "HOME="])?, "A=1\n", "{tool}");
+        assert_eq!(env(1001, &["HOME=/"])?, "HOME=/\n", "{tool}");
+    }
+    let host = engine
+        .container(&rootfs)
+        .args([TOOLS[0], "sleep", "1000"])
+        .create()?;
+    host.start()?;
+    let env = |program: [&str; 2]| -> Result<String> {
+        let exec = host.exec(program)?;
+        let exec = exec.with("/user", serde_json::json!({"uid": 1001, "gid": 1001}));
+        let ended = exec.with("/env", serde_json::json!(["A=1"])).run()?;
+        Ok(ended.text())
+    };
+    assert_eq!(env([TOOLS[0], "env"])?, "A=1\n");
+    assert_eq!(env(["/bin/busybox", "env"])?, "A=1\nHOME=/\n");
+    Ok(())
+}
+
 fn working_directory(engine: &Containerd) -> Result<()> {
-    let run = |tool: &str, command: &str| {
+    let run_in = |cwd: &str, tool: &str, command: &str| {
         engine
             .container(&Rootfs::guests()?.folder("/work", 0o755))
             .args([tool, command])
-            .cwd("/work")
+            .cwd(cwd)
             .run()?
             .success()
     };
+    let run = |tool: &str, command: &str| run_in("/work", tool, command);
     assert_eq!(run("/tool-p3.wasm", "cwd")?, "/work\n");
+    assert_eq!(
+        run_in("/", "/tool-p3.wasm", "cwd")?,
+        "none\n",
+        "it starts in its root"
+    );
     // The C library of WASI 0.1, which Rust's components of 0.2 have in them too,
     // takes "here" and "/here" for the same. What such a guest can be told of
     // its working directory is a variable.

@@ -23,6 +23,8 @@ pub(crate) struct Apart {
     pub start_hooks: Vec<Hook>,
     /// Holds the container's own user namespace until the container is in it.
     pub users: Option<Holder>,
+    /// Whether the process's user has a home, see [`home::add`].
+    pub has_home: bool,
 }
 
 /// Adapts `bundle`, its config.json included, for libcontainer.
@@ -36,10 +38,11 @@ pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Apart, Stri
     if let Some(pod) = &request.pod {
         pod::join(spec, pod);
     }
+    let mut has_home = false;
     if let Some(process) = spec.process_mut() {
         limit_capabilities(process);
         privileges_are_a_yes_or_nothing(process);
-        home::add(process, || passwd(&bundle.rootfs));
+        has_home = home::add(process, || passwd(&bundle.rootfs));
     }
     private_mounts(spec);
     root_propagation(spec);
@@ -54,7 +57,11 @@ pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Apart, Stri
         replace(&bundle.path, &bundle.spec)
             .map_err(|error| format!("adapting the bundle's config.json: {error}"))?;
     }
-    Ok(Apart { start_hooks, users })
+    Ok(Apart {
+        start_hooks,
+        users,
+        has_home,
+    })
 }
 
 fn replace(bundle: &Path, spec: &Spec) -> io::Result<()> {

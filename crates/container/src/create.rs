@@ -12,7 +12,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use nix::unistd::{setfsgid, setfsuid};
 use pathrs::Root;
 
-use crate::adapt::{Apart, adapt};
+use crate::adapt::adapt;
 use crate::bundle::Bundle;
 use crate::cgroup::{self, Cgroup};
 use crate::checkpoint::Restore;
@@ -64,11 +64,11 @@ pub(crate) fn create(
         .check_rootfs()
         .map_err(|error| error.to_string())
         .and_then(|()| adapt(&mut bundle, request))
-        .and_then(|Apart { start_hooks, users }| {
+        .and_then(|apart| {
             make_working_directory(&bundle);
             // The namespace has to be there until the container is.
-            let _users = users;
-            let init = Init::new(launcher, request, start_hooks);
+            let _users = apart.users;
+            let init = Init::new(launcher, request, apart.start_hooks, apart.has_home);
             let built = if build::can_build(&bundle, request) {
                 build::build(&bundle, request, init, console, &streams, || {
                     if !is_needed_outside {

@@ -135,9 +135,9 @@ pub(crate) fn exec(
         }
         .map_err(|error| format!("taking its stdio: {error}"))?;
         become_user(&spec, &request.process, syscall.as_ref())?;
-        home::add(&mut request.process, || fs::File::open("/etc/passwd"));
+        let has_home = home::add(&mut request.process, || fs::File::open("/etc/passwd"));
         let program = launcher.resolve(&request.process)?;
-        Err(launcher.run(program, invocation(&request.process)?))
+        Err(launcher.run(program, invocation(&request.process)?, has_home))
     };
     let Err(reason) = run();
     launcher.fail(reason);

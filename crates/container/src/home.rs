@@ -13,8 +13,9 @@ const NOWHERE: &str = "/";
 const MAX_PASSWD: u64 = 10 << 20;
 
 /// Adds HOME to the environment of `process` where it is missing or empty, as runc does. `open`
-/// opens the container's /etc/passwd.
-pub(crate) fn add<R: Read>(process: &mut Process, open: impl FnOnce() -> io::Result<R>) {
+/// opens the container's /etc/passwd. Returns whether its user has a home: one was given, or the file
+/// has one.
+pub(crate) fn add<R: Read>(process: &mut Process, open: impl FnOnce() -> io::Result<R>) -> bool {
     let mut env = process.env().clone().unwrap_or_default();
     let given = |entry: &String| {
         entry
@@ -22,16 +23,22 @@ pub(crate) fn add<R: Read>(process: &mut Process, open: impl FnOnce() -> io::Res
             .is_some_and(|home| !home.is_empty())
     };
     if env.iter().any(given) {
-        return;
+        return true;
     }
     let mut passwd = Vec::new();
     // Without the file, or with a broken one, nobody is known.
     let _ = open().and_then(|file| file.take(MAX_PASSWD).read_to_end(&mut passwd));
     let passwd = String::from_utf8_lossy(&passwd);
-    let home = of(&passwd, process.user().uid()).unwrap_or(NOWHERE);
-    env.retain(|entry| !entry.starts_with("HOME="));
-    env.push(format!("HOME={home}"));
+    let home = of(&passwd, process.user().uid());
+    remove(&mut env);
+    env.push(format!("HOME={}", home.unwrap_or(NOWHERE)));
     process.set_env(Some(env));
+    home.is_some()
+}
+
+/// Takes HOME out of `env`.
+pub(crate) fn remove(env: &mut Vec<String>) {
+    env.retain(|entry| !entry.starts_with("HOME="));
 }
 
 /// The sixth field of the line of `uid` (passwd(5)).
@@ -50,30 +57,41 @@ mod tests {
     const PASSWD: &str =
         "root:x:0:0:root:/root:/bin/sh\nbroken\nann:x:1000:5::/home/ann:\nx:x:7:7:::\n";
 
-    fn env_of(uid: u32, env: &[&str]) -> Vec<String> {
+    fn env_of(uid: u32, env: &[&str]) -> (Vec<String>, bool) {
         let mut process = Process::default();
         process.user_mut().set_uid(uid);
         process.set_env(Some(env.iter().map(|entry| entry.to_string()).collect()));
-        add(&mut process, || Ok(PASSWD.as_bytes()));
-        process.env().clone().unwrap_or_default()
+        let known = add(&mut process, || Ok(PASSWD.as_bytes()));
+        (process.env().clone().unwrap_or_default(), known)
     }
 
     #[test]
     fn homes_are_those_of_passwd() {
-        assert_eq!(env_of(0, &[]), ["HOME=/root"]);
-        assert_eq!(env_of(1000, &["A=b", "HOME="]), ["A=b", "HOME=/home/ann"]);
-        assert_eq!(env_of(7, &[]), ["HOME=/"]);
-        assert_eq!(env_of(8, &[]), ["HOME=/"]);
-        assert_eq!(env_of(0, &["HOME=/x"]), ["HOME=/x"]);
+        let is = |uid, env: &[&str], expected: &[&str], known| {
+            assert_eq!(
+                env_of(uid, env),
+                (
+                    expected.iter().map(|entry| entry.to_string()).collect(),
+                    known
+                )
+            );
+        };
+        is(0, &[], &["HOME=/root"], true);
+        is(1000, &["A=b", "HOME="], &["A=b", "HOME=/home/ann"], true);
+        is(7, &[], &["HOME=/"], false);
+        is(8, &[], &["HOME=/"], false);
+        is(0, &["HOME=/x"], &["HOME=/x"], true);
+        is(8, &["HOME=/"], &["HOME=/"], true);
     }
 
     #[test]
     fn without_a_file_there_is_a_home() {
         let mut process = Process::default();
         process.set_env(None);
-        add(&mut process, || {
+        let known = add(&mut process, || {
             Err::<&[u8], _>(io::Error::from(io::ErrorKind::NotFound))
         });
+        assert!(!known);
         assert_eq!(process.env().as_deref(), Some(&["HOME=/".to_owned()][..]));
     }
 }

@@ -22,6 +22,7 @@ pub(crate) struct Init {
     start: Rc<StartHooks>,
     program: Rc<RefCell<Option<Program>>>,
     outside: Rc<RefCell<Option<PipeWriter>>>,
+    has_home: bool,
 }
 
 /// What the `startContainer` hooks are and read.
@@ -32,8 +33,13 @@ struct StartHooks {
 }
 
 impl Init {
-    /// The init that `request` asks for; it runs `start_hooks` before its entrypoint.
-    pub(crate) fn new(launcher: Launcher, request: &Create, start_hooks: Vec<Hook>) -> Self {
+    /// The init that `request` asks for; it runs `start_hooks` before its entrypoint, whose user `has_home` or not.
+    pub(crate) fn new(
+        launcher: Launcher,
+        request: &Create,
+        start_hooks: Vec<Hook>,
+        has_home: bool,
+    ) -> Self {
         Self {
             launcher,
             start: Rc::new(StartHooks {
@@ -43,6 +49,7 @@ impl Init {
             }),
             program: Rc::default(),
             outside: Rc::default(),
+            has_home,
         }
     }
 
@@ -91,6 +98,10 @@ impl Executor for Init {
             let reason = format!("a startContainer hook failed: {error}");
             return Err(ExecutorError::Other(self.launcher.fail(reason)));
         }
-        Err(ExecutorError::Other(self.launcher.run(program, invocation)))
+        Err(ExecutorError::Other(self.launcher.run(
+            program,
+            invocation,
+            self.has_home,
+        )))
     }
 }

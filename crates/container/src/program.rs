@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::entrypoint::{self, Entrypoint, EntrypointError};
 use crate::given::Given;
 use crate::guest::{Guest, Guests, Invocation};
-use crate::{given, message, sys};
+use crate::{given, home, message, sys};
 
 /// What an init tells the daemon.
 #[derive(Debug, Serialize, Deserialize)]
@@ -147,10 +147,21 @@ impl Launcher {
         Ok(Program::Guest(guest, shims))
     }
 
-    /// Becomes `program`; returns only why that was not possible, which the daemon has been told.
-    pub(crate) fn run(&self, program: Program, invocation: Invocation) -> String {
+    /// Becomes `program`; returns only why that was not possible, which the daemon has been told. A guest whose user
+    /// `has_home` not is told of none: `/` is what Linux programs are used to.
+    pub(crate) fn run(
+        &self,
+        program: Program,
+        mut invocation: Invocation,
+        has_home: bool,
+    ) -> String {
         match program {
-            Program::Guest(guest, shims) => self.run_guest(guest, &shims, invocation),
+            Program::Guest(guest, shims) => {
+                if !has_home {
+                    home::remove(&mut invocation.env);
+                }
+                self.run_guest(guest, &shims, invocation)
+            }
             Program::Linux(path) => {
                 let error = exec_linux(&path, &invocation);
                 self.fail(format!("exec {:?}: {error}", invocation.args[0]))

@@ -39,10 +39,11 @@ pub struct Invocation {
     pub env: Vec<String>,
     /// The working directory, an absolute path.
     ///
-    /// WASI 0.2 and 0.3 tell it to the guest (`initial-cwd`). WASI 0.1 has no word for it, and C
+    /// Where it is `/`, a guest is told of none: its paths start there anyway, as with wasmtime. WASI 0.2 and 0.3 tell
+    /// any other to the guest (`initial-cwd`). WASI 0.1 has no word for it, and C
     /// libraries there take `/` for granted: they strip the leading slash before they look for a
     /// preopened directory, so that the host cannot tell `/a` from `a`. The variable `PWD` is set
-    /// for all versions where `env` has none and this is not `/`; Go starts there.
+    /// for all versions where `env` has none; Go starts there.
     pub cwd: String,
 }
 
@@ -337,7 +338,7 @@ pub(crate) fn world(
     let mut wasi = WasiCtxBuilder::new();
     // Folders take this over as they are added.
     wasi.allow_blocking_current_thread(blocking == Blocking::Allowed);
-    wasi.args(&invocation.args).initial_cwd(&invocation.cwd);
+    wasi.args(&invocation.args);
     give_files(&mut wasi, settings)?;
     give_network(&mut wasi, settings);
     let variables = invocation
@@ -349,8 +350,11 @@ pub(crate) fn world(
         has_pwd |= name == "PWD";
         wasi.env(name, value);
     }
-    if !has_pwd && invocation.cwd != "/" {
-        wasi.env("PWD", &invocation.cwd);
+    if invocation.cwd != "/" {
+        wasi.initial_cwd(&invocation.cwd);
+        if !has_pwd {
+            wasi.env("PWD", &invocation.cwd);
+        }
     }
     Ok(wasi)
 }

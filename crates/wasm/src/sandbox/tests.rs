@@ -2,7 +2,7 @@
 //! tries to get out of it.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::os::fd::AsRawFd;
 
 use libc::c_long;
@@ -11,6 +11,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 
 use super::{MAX_MEMORY, die_in_time, enter};
+use crate::package::Job;
 
 /// Has `act` done in a new process, and gives what it has written and how it has ended.
 fn in_a_process(act: impl FnOnce(&mut File)) -> (String, WaitStatus) {
@@ -51,27 +52,30 @@ fn path(path: &'static std::ffi::CStr) -> usize {
     path.as_ptr() as usize
 }
 
-#[test]
-fn nothing_leads_out() {
+/// What is tried: its name, the system call, and the error that it must give.
+type Attempt = (&'static str, c_long, [usize; 6], i32);
+
+/// What must not be granted to a worker, which can open files or not.
+fn attempts(reads: bool) -> Vec<Attempt> {
     let parent = std::process::id() as usize;
     let here = libc::AT_FDCWD as usize;
     let one = |a: usize| [a, 0, 0, 0, 0, 0];
     let passwd = path(c"/etc/passwd");
-    let unlimited = [u64::MAX; 2];
-    let unlimited = unlimited.as_ptr() as usize;
-    let attempts: Vec<(&str, c_long, [usize; 6], i32)> = vec![
+    const UNLIMITED: [u64; 2] = [u64::MAX; 2];
+    let unlimited = UNLIMITED.as_ptr() as usize;
+    vec![
         // Files.
         (
             "openat",
             libc::SYS_openat,
             [here, passwd, 0, 0, 0, 0],
-            libc::EPERM,
+            if reads { libc::ENOENT } else { libc::EPERM },
         ),
         (
             "openat2",
             libc::SYS_openat2,
             [here, passwd, 0, 0, 0, 0],
-            libc::EPERM,
+            if reads { libc::EINVAL } else { libc::EPERM },
         ),
         (
             "open a handle",
@@ -302,23 +306,93 @@ fn nothing_leads_out() {
             ],
             libc::ENOMEM,
         ),
-    ];
-    let count = attempts.len();
+    ]
+}
+
+/// Has all of `attempts` made in the sandbox, and then `more` done. Gives what either has said.
+fn tried(job: Option<&Job>, attempts: &[Attempt], more: impl FnOnce(&mut File)) -> String {
     let (said, end) = in_a_process(|output| {
-        if let Err(error) = enter(None) {
+        if let Err(error) = enter(job) {
             let _ = writeln!(output, "not isolated: {error}");
             return;
         }
-        for (name, number, arguments, expected) in &attempts {
+        for (name, number, arguments, expected) in attempts {
             let got = attempt(*number, *arguments);
             if got != *expected {
                 let _ = writeln!(output, "{name}: {got} in the place of {expected}");
             }
         }
-        let _ = writeln!(output, "{count} tried");
+        let _ = writeln!(output, "{} tried", attempts.len());
+        more(output);
     });
-    assert_eq!(said, format!("{count} tried\n"));
     assert!(matches!(end, WaitStatus::Exited(_, 0)), "{end:?}");
+    said
+}
+
+#[test]
+fn nothing_leads_out() {
+    let attempts = attempts(false);
+    let said = tried(None, &attempts, |_| ());
+    assert_eq!(said, format!("{} tried\n", attempts.len()));
+}
+
+/// Who has a module's initialisation run sees the files that it was given, and no others; it changes none.
+#[test]
+fn nothing_leads_out_of_an_initialisation() {
+    const GIVEN: &str = "what is given";
+    let job = serde_json::json!({
+        "function": "f", "time": "1s", "files": [{"path": "/lib/given", "size": GIVEN.len()}],
+    });
+    let job: Job = serde_json::from_value(job).expect("a job");
+    let mut contents = tempfile::tempfile().expect("a file");
+    contents.write_all(GIVEN.as_bytes()).expect("room for it");
+    contents.rewind().expect("its beginning");
+
+    let open = |path: &'static std::ffi::CStr, flags: i32| {
+        [
+            libc::AT_FDCWD as usize,
+            path.as_ptr() as usize,
+            flags as usize,
+            0o600,
+            0,
+            0,
+        ]
+    };
+    let mut attempts = attempts(true);
+    for (name, path, flags, error) in [
+        ("the way up", c"/lib/../../../etc/passwd", 0, libc::ENOENT),
+        ("processes", c"/proc/self/environ", 0, libc::ENOENT),
+        ("devices", c"/dev/null", 0, libc::ENOENT),
+        (
+            "write what is given",
+            c"/lib/given",
+            libc::O_WRONLY,
+            libc::EROFS,
+        ),
+        (
+            "a new file",
+            c"/lib/new",
+            libc::O_WRONLY | libc::O_CREAT,
+            libc::EROFS,
+        ),
+        (
+            "a file without a name",
+            c"/lib",
+            libc::O_RDWR | libc::O_TMPFILE,
+            libc::EROFS,
+        ),
+    ] {
+        attempts.push((name, libc::SYS_openat, open(path, flags), error));
+    }
+    let said = {
+        // SAFETY: a system call with numbers; nobody in this test program reads its standard input.
+        unsafe { libc::dup2(contents.as_raw_fd(), 0) };
+        tried(Some(&job), &attempts, |output| {
+            let given = std::fs::read_to_string("/lib/given");
+            let _ = writeln!(output, "{given:?}");
+        })
+    };
+    assert_eq!(said, format!("{} tried\nOk({GIVEN:?})\n", attempts.len()));
 }
 
 /// The filter knows the numbers of one table of system calls; another would be a way around it.
