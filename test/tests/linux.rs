@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 each_containerd!(
     mounts,
     mounts_of_a_guest,
+    cgroups_in_view,
+    cgroups_in_view_of_another_pid_namespace,
     capabilities,
     no_new_privileges,
     seccomp,
@@ -126,6 +128,72 @@ fn mounts(engine: &Containerd) -> Result<()> {
         Ok(normal(&output))
     };
     same_lines(&read(WASMTIME)?, &read(RUNC)?);
+    Ok(())
+}
+
+/// Which cgroups a process is in, and which part of each hierarchy is mounted where it can see it. (A line of v2, on a
+/// machine of v1, tells of no cgroup of the container's.)
+const CGROUPS: &str = "grep -v ^0:: /proc/self/cgroup | sed 's/^[0-9]*//'; \
+    grep ' - cgroup ' /proc/self/mountinfo | cut -d' ' -f4-6; \
+    grep ' /sys/fs/cgroup ' /proc/self/mountinfo | cut -d' ' -f4-6; ls -l /sys/fs/cgroup | cut -c1-11,57-";
+
+/// A mount of the machine's cgroups with `options`.
+fn with_cgroups<'a>(builder: Builder<'a>, path: &str, options: &[&str]) -> Builder<'a> {
+    builder
+        .mount(mount("cgroup", "/sys/fs/cgroup", "cgroup", options))
+        .spec(|spec| spec["linux"]["cgroupsPath"] = json!(path))
+}
+
+fn cgroups_in_view(engine: &Containerd) -> Result<()> {
+    let path = format!("/{}/in-view", engine.namespace());
+    for options in [
+        ["nosuid", "noexec", "nodev", "relatime", "ro"],
+        ["nosuid", "noexec", "nodev", "relatime", "rw"],
+    ] {
+        for own_namespace in [false, true] {
+            let text = same(engine, CGROUPS, |builder| {
+                with_cgroups(builder, &path, &options).spec(|spec| {
+                    let namespaces = spec["linux"]["namespaces"].as_array_mut();
+                    if let Some(namespaces) = namespaces.filter(|_| own_namespace) {
+                        namespaces.push(json!({"type": "cgroup"}));
+                    }
+                })
+            })?;
+            assert_eq!(text.contains(&path), !own_namespace, "{text}");
+        }
+    }
+    Ok(())
+}
+
+/// A container that joins a pid namespace has a pid there that on the machine is nobody's, or another's.
+fn cgroups_in_view_of_another_pid_namespace(engine: &Containerd) -> Result<()> {
+    let script = "echo $(($(cat /proc/sys/kernel/pid_max) - 1000)) > /proc/sys/kernel/ns_last_pid; \
+        echo ready; exec sleep 1000";
+    let pod = engine
+        .container(&rootfs()?)
+        .args(["/bin/sh", "-c", script])
+        .spec(|spec| {
+            for set in ["bounding", "effective", "permitted"] {
+                spec["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN"]);
+            }
+            spec["linux"]["readonlyPaths"] = json!([]);
+        })
+        .create()?;
+    pod.start()?;
+    pod.wait_for_output("ready")?;
+    let path = format!("/{}/joined", engine.namespace());
+    let text = same(engine, CGROUPS, |builder| {
+        let options = ["nosuid", "noexec", "nodev", "relatime", "ro"];
+        with_cgroups(builder, &path, &options).spec(|spec| {
+            let namespaces = spec["linux"]["namespaces"].as_array_mut();
+            for namespace in namespaces.into_iter().flatten() {
+                if namespace["type"] == "pid" {
+                    namespace["path"] = json!(format!("/proc/{}/ns/pid", pod.pid()));
+                }
+            }
+        })
+    })?;
+    assert!(text.contains(&path), "{text}");
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilities, Mount, Process, Spec};
 use pathrs::Root;
@@ -15,7 +15,7 @@ use pathrs::flags::OpenFlags;
 use crate::bundle::Bundle;
 use crate::holder::Holder;
 use crate::zygote::Create;
-use crate::{binds, cgroup, home, hooks, pod, users};
+use crate::{binds, cgroup, cgroup_mounts, home, hooks, pod, users};
 
 /// What libcontainer cannot take from the configuration.
 pub(crate) struct Apart {
@@ -46,12 +46,12 @@ pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Apart, Stri
     }
     private_mounts(spec);
     root_propagation(spec);
-    read_only_cgroups(spec, &v1_hierarchies());
     if !request.systemd_cgroup && !cgroup::is_v1() {
         no_swap(spec);
     }
     let start_hooks = hooks::take_over(spec)?;
     binds::prepare(spec, &bundle.path)?;
+    cgroup_mounts::spell_out(spec, &request.target.id, request.systemd_cgroup)?;
     let users = users::make(spec)?;
     if bundle.spec != before {
         replace(&bundle.path, &bundle.spec)
@@ -152,43 +152,6 @@ fn root_propagation(spec: &mut Spec) {
     {
         linux.set_rootfs_propagation(Some(plain.to_owned()));
     }
-}
-
-/// A read-only cgroup mount of v1 is a folder of mounts, and each must be read-only.
-fn read_only_cgroups(spec: &mut Spec, hierarchies: &[PathBuf]) {
-    let mounts = spec.mounts().iter().flatten();
-    let targets: Vec<PathBuf> = mounts
-        .filter(|mount| mount.typ().as_deref() == Some("cgroup"))
-        .filter(|mount| {
-            mount
-                .options()
-                .iter()
-                .flatten()
-                .any(|option| option == "ro")
-        })
-        .map(|mount| mount.destination().clone())
-        .collect();
-    let Some(linux) = spec.linux_mut() else {
-        return;
-    };
-    let mut paths = linux.readonly_paths().clone().unwrap_or_default();
-    let before = paths.len();
-    for target in targets {
-        for name in hierarchies {
-            paths.push(target.join(name).display().to_string());
-        }
-    }
-    if paths.len() > before {
-        linux.set_readonly_paths(Some(paths));
-    }
-}
-
-/// The names of the folders on which the machine has v1 hierarchies.
-fn v1_hierarchies() -> Vec<PathBuf> {
-    let points = cgroup::v1_mount_points().into_iter();
-    points
-        .filter_map(|point| point.file_name().map(PathBuf::from))
-        .collect()
 }
 
 /// On cgroup v2 swap is counted apart from memory, so a limit of memory and swap together that is
@@ -313,24 +276,6 @@ mod tests {
             root_propagation(&mut with);
             assert_eq!(value(&with)["linux"]["rootfsPropagation"], json!(taken));
         }
-    }
-
-    #[test]
-    fn every_hierarchy_of_a_read_only_cgroup_mount_is_read_only() {
-        let paths = |options: Value| {
-            let mut with = spec(|spec| {
-                spec["linux"]["readonlyPaths"] = json!(["/proc/bus"]);
-                spec["mounts"] = json!([{"destination": "/sys/fs/cgroup", "type": "cgroup",
-                    "source": "cgroup", "options": options}]);
-            });
-            read_only_cgroups(&mut with, &["cpu".into(), "memory".into()]);
-            value(&with)["linux"]["readonlyPaths"].clone()
-        };
-        assert_eq!(
-            paths(json!(["ro"])),
-            json!(["/proc/bus", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/memory"])
-        );
-        assert_eq!(paths(json!(["rw"])), json!(["/proc/bus"]));
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub(crate) fn create(
                     }
                 })
             } else {
-                build_with_libcontainer(request, init, console, streams)
+                build_with_libcontainer(&bundle, request, init, console, streams)
             };
             built.map_err(|error| explain(&error, captured.first()))
         });
@@ -109,34 +109,54 @@ pub(crate) fn create(
 
 /// What [`build::build`] does, with libcontainer's builder.
 fn build_with_libcontainer(
+    bundle: &Bundle,
     request: &Create,
     init: Init,
     console: Option<&Path>,
     streams: Vec<OwnedFd>,
 ) -> Result<i32, LibcontainerError> {
-    fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
-    let mut builder = ContainerBuilder::new(request.target.id.clone(), SyscallType::default())
-        .with_root_path(&request.target.root)?
-        .with_executor(init)
-        .with_console_socket(console);
-    let mut streams = streams.into_iter();
-    if let (Some(stdin), Some(stdout), Some(stderr)) =
-        (streams.next(), streams.next(), streams.next())
-    {
-        builder = builder
-            .with_stdin(stdin)
-            .with_stdout(stdout)
-            .with_stderr(stderr);
-    }
-    let container = builder
-        .as_init(&request.bundle)
-        .with_systemd(request.systemd_cgroup)
-        .with_no_pivot(request.no_pivot_root)
-        .as_sibling(true)
-        .with_detach(true)
-        .build()?;
-    let pid = container.pid().map(|pid| pid.as_raw());
-    pid.ok_or_else(|| LibcontainerError::Other("it created a container without an init".to_owned()))
+    let other = |error: cgroup::Error| LibcontainerError::Other(error.to_string());
+    let id = &request.target.id;
+    // It makes the folders of those hierarchies that it knows, and mounts what it is told.
+    let cgroup = match cgroup::is_v1() {
+        true => Some(Cgroup::of_spec(&bundle.spec, id, request.systemd_cgroup).map_err(other)?),
+        false => None,
+    };
+    let build = || -> Result<i32, LibcontainerError> {
+        if let Some(cgroup) = &cgroup {
+            cgroup.make().map_err(other)?;
+        }
+        fs::create_dir_all(&request.target.root).map_err(LibcontainerError::OtherIO)?;
+        let mut builder = ContainerBuilder::new(id.clone(), SyscallType::default())
+            .with_root_path(&request.target.root)?
+            .with_executor(init)
+            .with_console_socket(console);
+        let mut streams = streams.into_iter();
+        if let (Some(stdin), Some(stdout), Some(stderr)) =
+            (streams.next(), streams.next(), streams.next())
+        {
+            builder = builder
+                .with_stdin(stdin)
+                .with_stdout(stdout)
+                .with_stderr(stderr);
+        }
+        let container = builder
+            .as_init(&request.bundle)
+            .with_systemd(request.systemd_cgroup)
+            .with_no_pivot(request.no_pivot_root)
+            .as_sibling(true)
+            .with_detach(true)
+            .build()?;
+        let pid = container.pid().map(|pid| pid.as_raw());
+        pid.ok_or_else(|| {
+            LibcontainerError::Other("it created a container without an init".to_owned())
+        })
+    };
+    build().inspect_err(|_| {
+        if let Some(Err(leftover)) = cgroup.as_ref().map(Cgroup::remove) {
+            log::warn!("{leftover}");
+        }
+    })
 }
 
 /// Whether somebody on the host is to see the root file system of a container that has been created.

@@ -13,6 +13,7 @@ mod build;
 mod bundle;
 mod capture;
 pub mod cgroup;
+mod cgroup_mounts;
 mod checkpoint;
 mod create;
 mod delete;

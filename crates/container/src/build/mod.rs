@@ -105,7 +105,7 @@ pub(crate) fn build(
         return Err(LibcontainerError::Exist);
     }
     fs::create_dir_all(&folder).map_err(LibcontainerError::OtherIO)?;
-    let cgroup = Cgroup::at(&config.cgroup_path, request.systemd_cgroup).map_err(other);
+    let cgroup = Cgroup::of_spec(spec, id, request.systemd_cgroup).map_err(other);
     let built = cgroup.and_then(|cgroup| {
         let build = || -> Result<i32> {
             config.save(&folder)?;

@@ -27,6 +27,9 @@ pub mod stats;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use libcontainer::utils::get_cgroup_path;
+use oci_spec::runtime::{Linux, Spec};
+
 pub(crate) use members::Entry;
 pub use moves::expect_move;
 pub use oom::OomWatch;
@@ -202,7 +205,8 @@ pub struct Cgroup {
 /// Where the folders of a cgroup are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Tree {
-    /// Controllers and the folder of each; controllers that are mounted together share a folder.
+    /// Controllers and the folder of each; controllers that are mounted together share a folder. One is no controller: the
+    /// hierarchy of systemd, by the name `name=systemd`.
     V1(Vec<(String, PathBuf)>),
     V2(PathBuf),
 }
@@ -235,6 +239,24 @@ impl Cgroup {
     /// is not of systemd's form; [`Error::NoHierarchy`] when no controller is mounted.
     pub fn at(cgroups_path: &Path, systemd: bool) -> Result<Cgroup> {
         place::at(cgroups_path, systemd).map(|tree| Cgroup { tree })
+    }
+
+    /// The cgroup of the container `id` that `spec` is of; `systemd` is as for [`Cgroup::at`].
+    ///
+    /// # Errors
+    /// As [`Cgroup::at`].
+    pub(crate) fn of_spec(spec: &Spec, id: &str, systemd: bool) -> Result<Cgroup> {
+        let linux = spec.linux().as_ref();
+        let given = linux.map_or(&None, Linux::cgroups_path);
+        Self::at(&get_cgroup_path(given, id), systemd)
+    }
+
+    /// One that is on v1, with these controllers and folders.
+    #[cfg(test)]
+    pub(crate) fn v1(folders: &[(&str, &str)]) -> Cgroup {
+        let folder = |&(name, folder): &(&str, &str)| (name.to_owned(), PathBuf::from(folder));
+        let tree = Tree::V1(folders.iter().map(folder).collect());
+        Cgroup { tree }
     }
 
     /// The folder of a v1 controller.

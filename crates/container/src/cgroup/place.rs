@@ -13,6 +13,9 @@ use super::{Error, Result, Tree};
 const ROOT: &str = "/sys/fs/cgroup";
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
+/// The hierarchy of v1 without controllers in which systemd keeps its own book; runtimes put containers there, too.
+const SYSTEMD: &str = "name=systemd";
+
 /// Controllers that tell a v1 container's path, the surest first: every runtime puts a container
 /// into `devices`, so that it can be kept from the host's.
 const TELLING: [&str; 8] = [
@@ -223,7 +226,7 @@ fn of_v1(memberships: &[Membership], mounts: &[Mount]) -> Option<Vec<(String, Pa
     let path = TELLING.iter().find_map(|name| path_in(name))?;
     let mut controllers = Vec::new();
     for own in memberships.iter().filter(|own| own.path == *path) {
-        for name in own.controllers.iter().filter(|name| !named(name)) {
+        for name in own.controllers.iter().filter(|name| is_joined(name)) {
             let mut homes = mounts.iter().filter(|mount| mount.options.contains(name));
             if let Some(folder) = homes.find_map(|mount| mount.folder(path)) {
                 controllers.push((name.clone(), folder));
@@ -237,16 +240,16 @@ fn of_v1(memberships: &[Membership], mounts: &[Mount]) -> Option<Vec<(String, Pa
 /// hierarchies is mounted there. `memberships` of any process tell which controllers there are.
 fn at_v1(path: &Path, memberships: &[Membership], mounts: &[Mount]) -> Vec<(String, PathBuf)> {
     let names = memberships.iter().flat_map(|any| &any.controllers);
-    let folders = names.filter(|name| !named(name)).filter_map(|name| {
+    let folders = names.filter(|name| is_joined(name)).filter_map(|name| {
         let home = mounts.iter().find(|mount| mount.options.contains(name))?;
         Some((name.clone(), home.point.join(path)))
     });
     folders.collect()
 }
 
-/// Whether this is the name of a hierarchy without a controller (`name=systemd`).
-fn named(controller: &str) -> bool {
-    controller.starts_with("name=")
+/// Whether a container has a folder of its own in the hierarchy of this controller, or of this name.
+fn is_joined(name: &str) -> bool {
+    name == SYSTEMD || !name.starts_with("name=")
 }
 
 /// A path below the root of a hierarchy, made relative to it.
@@ -346,10 +349,11 @@ mod tests {
     fn v1_places_a_cgroups_path_under_every_controller() {
         let path = inside(Path::new("/default/abc")).unwrap();
         let caller = memberships_of(
-            "5:name=systemd:/a\n4:memory:/b\n3:devices:/\n2:cpu,cpuacct:/\n1:perf_event:/\n0::/\n",
+            "6:name=elogind:/c\n5:name=systemd:/a\n4:memory:/b\n3:devices:/\n2:cpu,cpuacct:/\n1:perf_event:/\n0::/\n",
         );
         let controllers = at_v1(&path, &caller, &mounts_of(LEGACY));
         let expected = [
+            ("name=systemd", "/sys/fs/cgroup/systemd/default/abc"),
             ("memory", "/sys/fs/cgroup/memory/default/abc"),
             ("devices", "/sys/fs/cgroup/devices/default/abc"),
             ("cpu", "/sys/fs/cgroup/cpu,cpuacct/default/abc"),

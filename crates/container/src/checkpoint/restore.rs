@@ -10,22 +10,21 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use libcgroups::common::{
-    AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
-};
+use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
 use libcontainer::config::YoukiConfig;
 use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::hooks::run_hooks;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 use pathrs::{InodeType, Root};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::criu::Criu;
 use super::{MountLine, Notes, Restore, cgroups_of, is_bind, owner, shared_namespaces};
 use crate::bundle::Bundle;
+use crate::cgroup::{self, Cgroup, is_v1};
 use crate::sys;
 use crate::zygote::Create;
 
@@ -80,19 +79,13 @@ pub(crate) fn restore(
         .option("--leave-stopped")
         .value("--pidfile", &pid_file)
         .option("--manage-cgroups=soft");
-    let cgroup = create_cgroup_manager(CgroupConfig {
-        cgroup_path: config.cgroup_path,
-        systemd_cgroup: request.systemd_cgroup,
-        container_name: target.id.clone(),
-    })
-    .map_err(|error| format!("finding the container's cgroup: {error}"))?;
     let mut inherited = Inherited::default();
     inherited.streams(&mut criu, &notes, streams)?;
     inherited.namespaces(&mut criu, &bundle.spec)?;
     let launch = |criu: &mut Criu| -> Result<Infallible, String> {
         // It must not outlive the daemon, which is its parent.
         set_pdeathsig(Signal::SIGKILL).map_err(|error| error.to_string())?;
-        join(&cgroup, &bundle.spec)?;
+        join(&bundle.spec, &config.cgroup_path, request)?;
         place(criu)?;
         mounts(criu, bundle, &notes)?;
         inherited.open()?;
@@ -209,22 +202,49 @@ fn make_mount_points(bundle: &Bundle) -> Result<(), String> {
 }
 
 /// Moves this process into the container's cgroup, which gets the limits of `spec`.
-fn join(cgroup: &AnyCgroupManager, spec: &Spec) -> Result<(), String> {
-    let error = |error| format!("making the container's cgroup: {error}");
+fn join(spec: &Spec, path: &Path, request: &Create) -> Result<(), String> {
+    let linux = spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    if request.systemd_cgroup && !is_v1() {
+        return join_of_systemd(path, &request.target.id, resources)
+            .map_err(|error| format!("making the container's cgroup: {error}"));
+    }
+    let join = || -> cgroup::Result<()> {
+        let cgroup = Cgroup::at(path, request.systemd_cgroup)?;
+        cgroup.make()?;
+        if let Some(resources) = resources {
+            cgroup.limit(resources)?;
+        }
+        cgroup.entry()?.enter()
+    };
+    join().map_err(|error| format!("making the container's cgroup: {error}"))
+}
+
+/// The same, where systemd makes the cgroup `path` for the container `id`.
+fn join_of_systemd(
+    path: &Path,
+    id: &str,
+    resources: Option<&LinuxResources>,
+) -> Result<(), String> {
+    let cgroup = create_cgroup_manager(CgroupConfig {
+        cgroup_path: path.to_path_buf(),
+        systemd_cgroup: true,
+        container_name: id.to_owned(),
+    })
+    .map_err(|error| error.to_string())?;
     // A pid of the type that libcgroups takes, which is another release's.
     let this = Container::default().set_pid(Pid::this().as_raw()).pid();
     if let Some(this) = this {
-        cgroup.add_task(this).map_err(error)?;
+        cgroup.add_task(this).map_err(|error| error.to_string())?;
     }
-    let linux = spec.linux().as_ref();
-    if let Some(resources) = linux.and_then(|linux| linux.resources().as_ref()) {
+    if let Some(resources) = resources {
         let limits = ControllerOpt {
             resources,
             disable_oom_killer: false,
             oom_score_adj: None,
             freezer_state: None,
         };
-        cgroup.apply(&limits).map_err(error)?;
+        cgroup.apply(&limits).map_err(|error| error.to_string())?;
     }
     Ok(())
 }
