@@ -55,16 +55,18 @@ pub fn delete(flags: &Flags) -> io::Result<()> {
             Answer::Nothing => falling_silent.push(socket),
         }
     }
-    let orphan = Orphan {
-        target: Target {
-            id: flags.id.clone(),
-            root: memo.root,
-        },
-        bundle: bundle.clone(),
-        systemd_cgroup: memo.systemd_cgroup,
-    };
-    if let Err(error) = container::delete_orphan(&orphan) {
-        eprintln!("freeing container {}: {error}", flags.id);
+    if !memo.freed {
+        let orphan = Orphan {
+            target: Target {
+                id: flags.id.clone(),
+                root: memo.root,
+            },
+            bundle: bundle.clone(),
+            systemd_cgroup: memo.systemd_cgroup,
+        };
+        if let Err(error) = container::delete_orphan(&orphan) {
+            eprintln!("freeing container {}: {error}", flags.id);
+        }
     }
     // The kernel closes what a killed daemon had open one after the other.
     let until = Instant::now() + FALL;

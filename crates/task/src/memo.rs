@@ -17,7 +17,7 @@ pub fn is_in(bundle: &Path) -> bool {
 }
 
 /// The note.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Memo {
     /// The folder that holds the container's state.
     pub root: PathBuf,
@@ -25,6 +25,8 @@ pub struct Memo {
     pub systemd_cgroup: bool,
     /// The init's pid; 0 while there is none.
     pub pid: u32,
+    /// Whether the daemon has freed all that the container had.
+    pub freed: bool,
 }
 
 impl Memo {
@@ -39,6 +41,7 @@ impl Memo {
             },
             systemd_cgroup: options.systemd_cgroup,
             pid: 0,
+            freed: false,
         }
     }
 
@@ -59,6 +62,7 @@ impl Memo {
                 root: default_root(bundle),
                 systemd_cgroup: false,
                 pid: 0,
+                freed: false,
             })
     }
 }
@@ -74,20 +78,19 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let bundle = tempfile::tempdir().unwrap();
-        assert_eq!(
-            Memo::read(bundle.path()).root,
-            bundle.path().join("lighter")
-        );
+        let unknown = Memo::read(bundle.path());
+        assert_eq!(unknown.root, bundle.path().join("lighter"));
+        assert!(!unknown.freed);
         let options = Options {
             root: "/r".into(),
             systemd_cgroup: true,
             ..Options::default()
         };
         let mut memo = Memo::new("ns", bundle.path(), &options);
-        memo.pid = 7;
+        (memo.pid, memo.freed) = (7, true);
         memo.write(bundle.path()).unwrap();
         let memo = Memo::read(bundle.path());
         assert_eq!(memo.root, Path::new("/r/ns"));
-        assert_eq!((memo.systemd_cgroup, memo.pid), (true, 7));
+        assert_eq!((memo.systemd_cgroup, memo.pid, memo.freed), (true, 7, true));
     }
 }

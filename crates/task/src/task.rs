@@ -41,6 +41,7 @@ pub struct Task {
     id: String,
     bundle: PathBuf,
     mount_point: PathBuf,
+    memo: Memo,
     paths: StdioPaths,
     owns_pid_namespace: bool,
     container: Container,
@@ -147,6 +148,7 @@ impl Task {
             id: request.id.clone(),
             bundle: bundle.path.clone(),
             mount_point: bundle.mount_point.clone(),
+            memo,
             paths,
             owns_pid_namespace: bundle.owns_pid_namespace(),
             container,
@@ -331,6 +333,14 @@ impl Task {
             }
         }
         *phase = Phase::Deleted;
+        let memo = Memo {
+            freed: true,
+            ..self.memo.clone()
+        };
+        // Without that word `delete` looks for itself.
+        if let Err(error) = memo.write(&self.bundle) {
+            log::debug!("{}: noting that it has been freed: {error}", self.id);
+        }
         daemon.publisher.publish(TaskDelete {
             container_id: self.id.clone(),
             pid: self.pid(),
