@@ -57,7 +57,13 @@ fn many() -> Result<()> {
 #[test]
 fn linux() -> Result<()> {
     // What of these depends on cgroups or on systemd's shared mounts.
-    let tests = ["capabilities", "devices", "mount_options", "propagation"];
+    let tests = [
+        "capabilities",
+        "cgroups_in_view",
+        "devices",
+        "mount_options",
+        "propagation",
+    ];
     let tests = tests.map(|test| format!("containerd_2_1::{test}"));
     again("linux", &tests.each_ref().map(String::as_str))
 }

@@ -17,16 +17,24 @@ use crate::settings::{Flags, Pool};
 use crate::state::State;
 use crate::{keyvalue, logging};
 
-/// Makes the engine of guests that run once: every wasm proposal that wasmtime enables by itself,
+/// Makes the engine that compiles guests that run once: with every wasm proposal that wasmtime enables by itself,
 /// as `wasmtime run` does, unless `flags` say otherwise.
-///
-/// Starts no thread, so that a process may still be cloned afterwards. Installs wasmtime's signal
-/// handlers for traps.
 ///
 /// # Errors
 /// What wasmtime says of flags that cannot be together.
 pub(crate) fn engine(flags: &Flags) -> Result<Engine> {
     Engine::new(&config(flags))
+}
+
+/// Makes the engine in which those guests run. It has no compiler, which would take longer to make than all else.
+///
+/// Starts no thread, so that a process may still be cloned afterwards. Installs wasmtime's signal
+/// handlers for traps.
+///
+/// # Errors
+/// As [`engine`].
+pub(crate) fn running_engine(flags: &Flags) -> Result<Engine> {
+    Engine::new(config(flags).enable_compiler(false))
 }
 
 /// Makes the engine in which a module's initialisation runs once, in the compile worker: compiled in
@@ -69,7 +77,7 @@ pub(crate) enum Concurrency {
 /// costs a few hundredths of the speed.
 ///
 /// With a `pool` it has room for the instances, made beforehand: only addresses, until they
-/// are used.
+/// are used. It then has no compiler.
 ///
 /// # Errors
 /// As [`engine`].
@@ -83,7 +91,7 @@ pub(crate) fn server_engine(
         .epoch_interruption(true)
         .concurrency_support(concurrency == Concurrency::On);
     if let Some(pool) = pool {
-        config.allocation_strategy(pool);
+        config.allocation_strategy(pool).enable_compiler(false);
     }
     Engine::new(&config)
 }

@@ -71,7 +71,7 @@ struct World {
 
 impl World {
     fn new(flags: &Flags) -> wasmtime::Result<Self> {
-        let engine = engine::engine(flags)?;
+        let engine = engine::running_engine(flags)?;
         let modules = engine::module_linker(&engine)?;
         Ok(Self {
             engine,
