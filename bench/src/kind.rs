@@ -37,6 +37,7 @@ pub fn brief(peer: Option<&Peer>) -> Vec<Kind> {
         Kind::new("linux", WASMTIME, TRUE),
         Kind::new("wasm", WASMTIME, HELLO),
         Kind::new("wasm-tiny", WASMTIME, TINY),
+        Kind::in_one_daemon(HELLO),
     ];
     kinds.extend(peer.map(|peer| Kind::new(&peer.name, &peer.runtime, HELLO)));
     kinds
@@ -138,9 +139,15 @@ impl Kind {
     /// Idle guests in one daemon.
     pub fn grouped() -> Self {
         Self {
-            settings: "group_by = 'namespace'",
             least_idle: 100,
-            ..Self::new("wasm-grouped", WASMTIME, IDLE)
+            ..Self::in_one_daemon(IDLE)
+        }
+    }
+
+    fn in_one_daemon(args: &'static [&'static str]) -> Self {
+        Self {
+            settings: "group_by = 'namespace'",
+            ..Self::new("wasm-grouped", WASMTIME, args)
         }
     }
 

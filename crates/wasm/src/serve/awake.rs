@@ -26,8 +26,10 @@ const MOMENT: Duration = Duration::from_micros(100);
 /// meanwhile: others need it, or the container has used up what it may (cpu.max, cpu.cfs_quota_us).
 const AWAY: Duration = Duration::from_millis(1);
 
-/// How long it does not look then, so that what it may use is left for answers.
-const REST: Duration = Duration::from_secs(1);
+/// How long it does not look then, so that what it may use is left for answers: the first time, and at most. Each time
+/// that follows soon takes twice as long as the one before. Somebody needs the processor for a moment now and then on
+/// every machine; who may not use more of it is kept from it again and again.
+const REST: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
 
 /// How many turns others get first: for what the guest still does after its answer, and for what is then made for the
 /// next request.
@@ -46,6 +48,8 @@ pub(super) struct Awake {
     is_looking: AtomicBool,
     /// Until when it does not look, in nanoseconds after `since`.
     resting: AtomicU64,
+    /// How long that was in all, in nanoseconds.
+    rest: AtomicU64,
 }
 
 impl Awake {
@@ -57,6 +61,7 @@ impl Awake {
             was_soon: AtomicBool::new(false),
             is_looking: AtomicBool::new(false),
             resting: AtomicU64::new(0),
+            rest: AtomicU64::new(0),
         }
     }
 
@@ -73,10 +78,22 @@ impl Awake {
     /// Looks no more, for a longer time if it has been `away` meanwhile.
     fn end(&self, away: bool) {
         if self.is_looking.swap(false, Ordering::Relaxed) && away {
-            let until = self.now() + REST;
-            let until = until.as_nanos() as u64;
-            self.resting.store(until, Ordering::Relaxed);
+            self.rest_from(self.now());
         }
+    }
+
+    fn rest_from(&self, now: Duration) {
+        let [shortest, longest] = REST;
+        let before = Duration::from_nanos(self.rest.load(Ordering::Relaxed));
+        let ended = Duration::from_nanos(self.resting.load(Ordering::Relaxed));
+        let rest = match now.saturating_sub(ended) < longest {
+            true => (2 * before).clamp(shortest, longest),
+            false => shortest,
+        };
+        let store =
+            |to: &AtomicU64, time: Duration| to.store(time.as_nanos() as u64, Ordering::Relaxed);
+        store(&self.rest, rest);
+        store(&self.resting, now + rest);
     }
 
     fn is_resting(&self) -> bool {
@@ -256,14 +273,41 @@ mod tests {
         assert!(looks_at_all(&awake));
     }
 
+    /// How long it rests when it has been kept from looking now.
+    fn rest(awake: &Awake) -> Duration {
+        while !looks_at_all(awake) {}
+        thread::sleep(2 * AWAY);
+        awake.asked();
+        Duration::from_nanos(awake.rest.load(Ordering::Relaxed))
+    }
+
     #[test]
     fn not_after_it_was_kept_from_it() {
         let awake = Awake::new();
         let _one = awake.connections.take(usize::MAX);
-        assert!(looks_at_all(&awake));
-        thread::sleep(2 * AWAY);
-        awake.asked();
+        assert_eq!(rest(&awake), REST[0]);
+        awake.resting.store(u64::MAX, Ordering::Relaxed);
         assert!(!looks_at_all(&awake));
+    }
+
+    #[test]
+    fn longer_where_it_is_kept_from_it_again() {
+        let awake = Awake::new();
+        let mut now = 2 * REST[1];
+        let mut rest = |pause| {
+            now += pause;
+            awake.rest_from(now);
+            let rest = Duration::from_nanos(awake.rest.load(Ordering::Relaxed));
+            now += rest;
+            assert_eq!(awake.resting.load(Ordering::Relaxed), now.as_nanos() as u64);
+            rest
+        };
+        assert_eq!(rest(AWAY), REST[0]);
+        assert_eq!(rest(AWAY), 2 * REST[0]);
+        assert_eq!(rest(AWAY), 4 * REST[0]);
+        assert!((0..10).map(|_| rest(AWAY)).all(|rest| rest <= REST[1]));
+        assert_eq!(rest(AWAY), REST[1]);
+        assert_eq!(rest(REST[1]), REST[0]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::time::Sleep;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView as _};
 
-use super::asked;
+use super::Target;
 use super::failure::Failure;
 use super::figures;
 use super::plain::{Instance, Plain};
@@ -38,10 +38,10 @@ pub(super) struct Call {
 struct Work {
     plain: Arc<Plain>,
     guest: Pin<Box<dyn Future<Output = (Instance, wasmtime::Result<()>)> + Send>>,
-    asked: String,
+    target: Target,
     /// When its time is over; set when it first pauses.
     limit: Option<Pin<Box<Sleep>>>,
-    _counted: [Arc<Counted>; 2],
+    _counted: (Arc<Counted>, Counted),
 }
 
 impl Call {
@@ -58,13 +58,13 @@ impl Call {
             figures.instances.add(1);
         }
         instance.requests += 1;
-        let asked = asked(&request);
+        let target = Target::of(&request);
         let (sender, answer) = oneshot::channel();
         let mut http = instance.store.data_mut().http();
         let request = http.new_incoming_request(Scheme::Http, request)?;
         let response = http.new_response_outparam(sender)?;
         let running = plain.maker.shared.instances.take(usize::MAX);
-        let running = Arc::new(running.ok_or_else(|| wasmtime::format_err!("too many instances"))?);
+        let running = running.ok_or_else(|| wasmtime::format_err!("too many instances"))?;
         let guest = Box::pin(async move {
             let Instance { store, proxy, .. } = &mut instance;
             let handler = proxy.wasi_http_incoming_handler();
@@ -76,9 +76,9 @@ impl Call {
             work: Some(Work {
                 plain,
                 guest,
-                asked,
+                target,
                 limit: None,
-                _counted: [counted, running],
+                _counted: (counted, running),
             }),
             answer,
         })
@@ -146,7 +146,7 @@ impl Work {
             return Poll::Pending;
         }
         self.count(figures::Failure::Time);
-        self.plain.maker.tell_late(&self.asked);
+        self.plain.maker.tell_late(&self.target);
         Poll::Ready(Err(Failure::Late))
     }
 

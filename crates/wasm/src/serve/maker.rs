@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use wasmtime::{Engine, Store};
 
+use super::Target;
 use super::awake::Awake;
 use super::settings::Settings;
 use super::shared::Shared;
@@ -48,10 +49,10 @@ impl Maker {
         Ok(store)
     }
 
-    /// Writes that a request took too long, `asked` being its method and path.
-    pub(super) fn tell_late(&self, asked: &str) {
+    /// Writes that a request took too long, `target` being its method and path.
+    pub(super) fn tell_late(&self, target: &Target) {
         let (name, time) = (self.name(), self.settings.longer_than());
-        tell(&format!("{name}: a request took {time}: {asked}\n"));
+        tell(&format!("{name}: a request took {time}: {target}\n"));
     }
 
     /// What `making` an instance comes to, unless it takes too long.

@@ -33,11 +33,12 @@ mod scrape;
 mod settings;
 mod shared;
 
+use std::fmt::{self, Display, Formatter};
 use std::num::NonZero;
 use std::sync::Arc;
 use std::thread;
 
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response, Uri};
 use wasmtime::Engine;
 use wasmtime::component::InstancePre;
 use wasmtime_wasi_http::handler::{ProxyHandler, ProxyPre};
@@ -142,10 +143,12 @@ impl Guests {
         match self {
             Self::Plain(plain) => plain.handle(request, counted).await,
             Self::Concurrent(handler) => {
-                let asked = asked(&request);
-                let answered = handler.handle(course, request).await.map_err(Failure::from);
+                let target = Target::of(&request);
+                // In a box, so that a request to a guest of 0.2 does not carry the room for it about.
+                let answer = Box::pin(handler.handle(course, request));
+                let answered = answer.await.map_err(Failure::from);
                 if let Err(Failure::Late) = answered {
-                    self.maker().tell_late(&asked);
+                    self.maker().tell_late(&target);
                 }
                 answered
             }
@@ -153,9 +156,25 @@ impl Guests {
     }
 }
 
-/// A request, for a message.
-fn asked<B>(request: &Request<B>) -> String {
-    format!("{} {}", request.method(), request.uri().path())
+/// What a request asks for, for a message. Most requests are never told of: so it is not yet text.
+struct Target {
+    method: Method,
+    uri: Uri,
+}
+
+impl Target {
+    fn of<B>(request: &Request<B>) -> Self {
+        Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+        }
+    }
+}
+
+impl Display for Target {
+    fn fmt(&self, text: &mut Formatter<'_>) -> fmt::Result {
+        write!(text, "{} {}", self.method, self.uri.path())
+    }
 }
 
 impl Server {

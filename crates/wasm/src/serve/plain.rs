@@ -71,7 +71,9 @@ impl Plain {
         }
         // Room for the new one.
         self.clear();
-        self.make().await
+        // In a box: the future of a request is moved several times before it runs, and this part of it would be the
+        // largest by far.
+        Box::pin(self.make()).await
     }
 
     async fn make(&self) -> wasmtime::Result<Instance> {
