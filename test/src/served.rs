@@ -166,11 +166,11 @@ impl Bystander {
         let get = b"GET /hello HTTP/1.1\r\nHost: tests\r\n\r\n";
         self.0.get_mut().write_all(get)?;
         let mut answer = String::new();
-        while !answer.ends_with("\r\n0\r\n\r\n") {
+        while !answer.ends_with("\r\n\r\nhello\n") {
             ensure!(self.0.read_line(&mut answer)? > 0, "cut off: {answer}");
         }
         ensure!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        ensure!(answer.contains("\r\nhello\n\r\n"), "{answer}");
+        ensure!(answer.contains("\r\ncontent-length: 6\r\n"), "{answer}");
         Ok(())
     }
 }

@@ -98,6 +98,13 @@ fn requests_in_a_row_and_in_one_piece() -> Result<()> {
     assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 4, "{answer}");
     assert_eq!(answer.matches("hello\n").count(), 3, "{answer}");
     assert!(answer.contains("Method::Get"), "{answer}");
+    // What is short is sent with its length.
+    assert_eq!(
+        answer.matches("content-length: 6\r\n").count(),
+        3,
+        "{answer}"
+    );
+    assert!(!answer.contains("chunked"), "{answer}");
     Ok(())
 }
 

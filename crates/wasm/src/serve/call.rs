@@ -4,13 +4,14 @@
 //! work of one task alone, and what the guest has written by the time it pauses goes out at once.
 
 use std::future::poll_fn;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Body;
 use hyper::{Request, Response};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -19,6 +20,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView as _};
 
 use super::Target;
+use super::bodies::Next;
 use super::failure::Failure;
 use super::figures;
 use super::plain::{Instance, Plain};
@@ -105,14 +107,21 @@ impl Call {
             // What it does afterwards has its own time.
             work.limit = None;
         }
-        Ok(response.map(|body| {
-            let driven = Driven {
-                body,
-                call: self,
-                is_late: false,
-            };
-            driven.boxed_unsync()
-        }))
+        let (parts, body) = response.into_parts();
+        let mut driven = Driven {
+            body,
+            call: self,
+            is_late: false,
+            ahead: [None, None],
+        };
+        let look_ahead = |context: &mut Context<'_>| Poll::Ready(driven.look_ahead(context));
+        let body = match poll_fn(look_ahead).await {
+            Some(whole) => Full::new(whole)
+                .map_err(|never| match never {})
+                .boxed_unsync(),
+            None => driven.boxed_unsync(),
+        };
+        Ok(Response::from_parts(parts, body))
     }
 
     /// Has the guest go on. Ready once it has ended.
@@ -177,16 +186,31 @@ struct Driven {
     call: Call,
     /// Whether the guest was ended in the middle of it.
     is_late: bool,
+    /// What was taken from the body before it was asked for, in turn.
+    ahead: [Option<Next>; 2],
 }
 
-impl Body for Driven {
-    type Data = Bytes;
-    type Error = Error;
+impl Driven {
+    /// Has the guest go on until it pauses, ends, or has written twice; it would go on as far before anything is sent,
+    /// too. Returns the body if that is all of it and not empty: its client is told then how long it is.
+    fn look_ahead(&mut self, context: &mut Context<'_>) -> Option<Bytes> {
+        for at in 0..self.ahead.len() {
+            let Poll::Ready(next) = self.next(context) else {
+                break;
+            };
+            let is_data = matches!(&next, Some(Ok(frame)) if frame.is_data());
+            self.ahead[at] = Some(next);
+            if !is_data {
+                break;
+            }
+        }
+        match &mut self.ahead {
+            [Some(Some(Ok(frame))), Some(None)] => frame.data_mut().map(mem::take),
+            _ => None,
+        }
+    }
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn next(&mut self, context: &mut Context<'_>) -> Poll<Next> {
         loop {
             match Pin::new(&mut self.body).poll_frame(context) {
                 // It looks as if it were whole.
@@ -204,13 +228,21 @@ impl Body for Driven {
             }
         }
     }
+}
 
-    fn is_end_stream(&self) -> bool {
-        !self.is_late && self.body.is_end_stream()
+impl Body for Driven {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Next> {
+        match self.ahead.iter_mut().find_map(Option::take) {
+            Some(next) => Poll::Ready(next),
+            None => self.next(context),
+        }
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    fn is_end_stream(&self) -> bool {
+        matches!(self.ahead, [None, None]) && !self.is_late && self.body.is_end_stream()
     }
 }
 
