@@ -59,6 +59,8 @@ pub fn idle(engine: &Containerd, rootfs: &Rootfs, kind: &Kind, count: u32) -> Re
     for container in &held {
         pids.extend(processes(kind.group(container), container)?);
     }
+    // Counted as a whole: many small shares do not add up to exactly as much.
+    sum.processes = pids.len() as f64 / f64::from(count);
     for pid in pids {
         sum.add(pid, 1.0 / f64::from(count))
             .with_context(|| format!("look at process {pid}"))?;
@@ -100,7 +102,6 @@ impl Idle {
         self.pss += pss;
         self.private +=
             (field(&rollup, "Private_Clean")? + field(&rollup, "Private_Dirty")?) * share;
-        self.processes += share;
         self.threads += field(&status, "Threads")? * share;
         let name = of("comm")?.trim_end().to_owned();
         *self.parts.entry(name).or_default() += pss;

@@ -85,24 +85,24 @@ impl Display for Report {
 fn lives(f: &mut Formatter<'_>, how: &str, lives: &[Lives]) -> fmt::Result {
     let count = lives.first().map_or(0, |lives| lives.turns.len());
     writeln!(f, "\nlife of a container, {how} ({count} turns), in ms")?;
-    write!(f, "  {:20}", "")?;
+    write!(f, "  {:24}", "")?;
     for phase in PHASES {
         write!(f, "{phase:>14}")?;
     }
     writeln!(f, "{:>14}{:>10}", "containers/s", "ratio")?;
     for of in lives {
         let ratio = promise::life(lives, &of.kind).map_err(|_| fmt::Error)?;
-        write!(f, "  {:10}{:10}", of.kind, "median")?;
+        write!(f, "  {:14}{:10}", of.kind, "median")?;
         for figures in &of.phases {
             write!(f, "{:>14.1}", figures.median)?;
         }
         writeln!(f, "{:>14.1}{ratio:>10.3}", of.rate)?;
-        write!(f, "  {:10}{:10}", "", "spread")?;
+        write!(f, "  {:14}{:10}", "", "spread")?;
         for figures in &of.phases {
             let spread = format!("{:.1}-{:.1}", figures.quarter, figures.three_quarters);
             write!(f, "{spread:>14}")?;
         }
-        write!(f, "\n  {:10}{:10}", "", "p99")?;
+        write!(f, "\n  {:14}{:10}", "", "p99")?;
         for figures in &of.phases {
             write!(f, "{:>14.1}", figures.p99)?;
         }
