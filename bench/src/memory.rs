@@ -72,14 +72,14 @@ pub fn idle(engine: &Containerd, rootfs: &Rootfs, kind: &Kind, count: u32) -> Re
     Ok(sum)
 }
 
-/// The shim's processes that have the id `group` in their arguments, and the container's.
+/// The shim's processes that have the id `group` in their arguments, and the container's only one. That is what it is
+/// said to be once it has started: not every shim tells it before, or lists a container's processes.
 ///
 /// # Errors
 /// containerd does not tell the container's.
 pub fn processes(group: &str, container: &Container) -> Result<BTreeSet<u32>> {
-    let shims = container.engine().shims_of(group);
-    let mut pids: BTreeSet<u32> = shims.into_iter().collect();
-    pids.extend(container.pids()?);
+    let mut pids: BTreeSet<u32> = container.engine().shims_of(group).into_iter().collect();
+    pids.insert(container.state()?.pid);
     Ok(pids)
 }
 
