@@ -22,6 +22,9 @@ use super::shared::Count;
 /// to look at all. Whoever asks in turns from the same machine or from the next one is as quick.
 const MOMENT: Duration = Duration::from_micros(100);
 
+/// How often it looks before it lets others have the processor, which takes longer than a look.
+const LOOKS: u8 = 4;
+
 /// How late a thread that looks notices that its time is over when it has not had the processor
 /// meanwhile: others need it, or the container has used up what it may (cpu.max, cpu.cfs_quota_us).
 const AWAY: Duration = Duration::from_millis(1);
@@ -124,7 +127,7 @@ impl Awake {
     /// gets it.
     fn look<T>(&self, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
         loop {
-            if let Some(found) = ask() {
+            if let Some(found) = (0..LOOKS).find_map(|_| ask()) {
                 return Some(found);
             }
             let pause = self.pause();

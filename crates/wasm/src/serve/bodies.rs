@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use wasmtime_wasi_http::{Error, WasiBody};
 
@@ -89,6 +89,9 @@ pub(super) fn limited(
     course: Arc<Course>,
     shared: Arc<Shared>,
 ) -> WasiBody {
+    if body.is_end_stream() {
+        return Empty::new().map_err(|never| match never {}).boxed_unsync();
+    }
     let mut left = most;
     with_frames(body, move |body, context| {
         let frame = ready!(body.poll_frame(context));

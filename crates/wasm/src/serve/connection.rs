@@ -102,6 +102,8 @@ impl Protocol {
         let mut is_ending = false;
         let ended = loop {
             tokio::select! {
+                // The answer goes out before what is seldom of any use.
+                biased;
                 ended = &mut connection => break ended,
                 () = client.takes_nothing(self.send_time) => return,
                 _ = ending.wait_for(|ending| *ending), if !is_ending => {
