@@ -51,7 +51,7 @@ const REQUEST: f64 = 0.5;
 /// The same, where instances are reused and several clients ask.
 const REUSE: f64 = 0.25;
 /// The same with a single client, which waits for the machine to wake it up, under either server.
-const REUSE_ALONE: f64 = 0.3;
+const REUSE_ALONE: f64 = 0.27;
 /// The slowest of a hundred requests takes no longer than under `wasmtime serve`.
 const SLOWEST: f64 = 1.0;
 /// CPython's first start, with its compilation, takes at most so many milliseconds on two processors.
