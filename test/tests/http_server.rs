@@ -105,6 +105,11 @@ fn requests_in_a_row_and_in_one_piece() -> Result<()> {
         "{answer}"
     );
     assert!(!answer.contains("chunked"), "{answer}");
+    // Also to whoever asks for nothing else (RFC 9110, section 9.3.2).
+    let head = "HEAD /hello HTTP/1.1\r\nHost: tests\r\nConnection: close\r\n\r\n";
+    let answer = served.exchange(head.as_bytes())?;
+    assert!(answer.contains("\r\ncontent-length: 6\r\n"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n"), "{answer}");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use wasmtime_wasi_http::{Error, WasiBody};
 
@@ -82,6 +82,13 @@ pub(super) fn length(frame: &Frame<Bytes>) -> u64 {
     frame.data_ref().map_or(0, |data| data.len() as u64)
 }
 
+/// A body that is all there.
+pub(super) fn whole(data: impl Into<Bytes>) -> WasiBody {
+    Full::new(data.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
 /// At most `most` bytes of a request's body.
 pub(super) fn limited(
     body: Incoming,
@@ -90,7 +97,7 @@ pub(super) fn limited(
     shared: Arc<Shared>,
 ) -> WasiBody {
     if body.is_end_stream() {
-        return Empty::new().map_err(|never| match never {}).boxed_unsync();
+        return whole(Bytes::new());
     }
     let mut left = most;
     with_frames(body, move |body, context| {

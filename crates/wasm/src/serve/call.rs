@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::Body;
 use hyper::{Request, Response};
 use tokio::runtime::Handle;
@@ -20,7 +20,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView as _};
 
 use super::Target;
-use super::bodies::Next;
+use super::bodies::{self, Next};
 use super::failure::Failure;
 use super::figures;
 use super::plain::{Instance, Plain};
@@ -116,9 +116,7 @@ impl Call {
         };
         let look_ahead = |context: &mut Context<'_>| Poll::Ready(driven.look_ahead(context));
         let body = match poll_fn(look_ahead).await {
-            Some(whole) => Full::new(whole)
-                .map_err(|never| match never {})
-                .boxed_unsync(),
+            Some(data) => bodies::whole(data),
             None => driven.boxed_unsync(),
         };
         Ok(Response::from_parts(parts, body))

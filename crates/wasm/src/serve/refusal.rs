@@ -1,10 +1,11 @@
 //! What a client is told when its guest does not answer it.
 
-use http_body_util::{BodyExt as _, Full};
 use hyper::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, RETRY_AFTER, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::net::TcpStream;
 use wasmtime_wasi_http::WasiBody;
+
+use super::bodies::whole;
 
 /// Said to a client whose request's line or headers have not come in time.
 const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\
@@ -78,8 +79,7 @@ pub(super) fn body_too_large(max_body: u64) -> Response<WasiBody> {
 
 /// A line of text.
 pub(super) fn say(status: StatusCode, text: impl Into<String>) -> Response<WasiBody> {
-    let text = Full::from(format!("{}\n", text.into()));
-    let mut response = Response::new(text.map_err(|never| match never {}).boxed_unsync());
+    let mut response = Response::new(whole(format!("{}\n", text.into())));
     *response.status_mut() = status;
     response
 }
