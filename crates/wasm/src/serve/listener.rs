@@ -137,7 +137,7 @@ async fn first(mut signals: tokio::signal::unix::Signal) {
 /// Keeps wasmtime's clock while there are instances that could look at it.
 async fn tick(engine: Engine, instances: Arc<Count>) {
     loop {
-        instances.wait_for(true).await;
+        instances.wait_for_next().await;
         tokio::time::sleep(TICK).await;
         engine.increment_epoch();
     }

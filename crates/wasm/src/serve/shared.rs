@@ -33,6 +33,14 @@ impl Count {
         self.now.load(Ordering::Acquire)
     }
 
+    /// Waits until there are some, or until one has come that may have gone since. For one who waits at a time, and need
+    /// not be woken once more where what comes goes sooner than he wakes.
+    pub(super) async fn wait_for_next(&self) {
+        if self.now() == 0 {
+            self.changed.notified().await;
+        }
+    }
+
     /// Waits until there are none, or some. For one who waits at a time.
     pub(super) async fn wait_for(&self, some: bool) {
         while (self.now() > 0) != some {
@@ -60,4 +68,27 @@ pub(super) struct Shared {
     pub(super) connections: Arc<Count>,
     /// What has been counted since the start, if that is asked for.
     pub(super) figures: Option<Figures>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    #[test]
+    fn next_is_also_who_has_gone() {
+        let count = Arc::new(Count::default());
+        let mut context = Context::from_waker(Waker::noop());
+        let mut is_there = |count: &Count| pin!(count.wait_for_next()).poll(&mut context);
+        assert_eq!(is_there(&count), Poll::Pending);
+        drop(count.take(usize::MAX));
+        assert_eq!(is_there(&count), Poll::Ready(()));
+        assert_eq!(is_there(&count), Poll::Pending);
+        let one = count.take(usize::MAX);
+        assert_eq!(is_there(&count), Poll::Ready(()));
+        assert_eq!(is_there(&count), Poll::Ready(()));
+        drop(one);
+    }
 }
