@@ -6,6 +6,7 @@
 //! container's init, again as the daemon's child. See [`crate::helper`].
 
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
@@ -187,7 +188,9 @@ where
     let _ = ProcfsHandle::new();
     // So that what it clones begins with little.
     sys::trim_heap();
-    serve(socket, daemon, guests);
+    serve(socket, daemon, &guests);
+    // It goes with the process, and so sooner.
+    mem::forget(guests);
     Ok(())
 }
 
@@ -317,12 +320,12 @@ fn is_calm(socket: &OwnedFd) -> bool {
 }
 
 /// Answers requests until the daemon has ended.
-fn serve(socket: OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) {
+fn serve(socket: OwnedFd, daemon: Pid, guests: &Result<Rc<dyn Guests>, String>) {
     let mut settled = false;
     // What it asked for before it ended is not to be done: nobody waits for it any more.
     while Pid::parent() == daemon {
         if !settled && is_calm(&socket) {
-            if let Ok(guests) = &guests {
+            if let Ok(guests) = guests {
                 guests.settle();
             }
             sys::trim_memory();
@@ -354,7 +357,7 @@ fn serve(socket: OwnedFd, daemon: Pid, guests: Result<Rc<dyn Guests>, String>) {
                 let _ = prctl::set_name(c"lighter-helper");
                 begin(&reply_to);
                 let (reply, fds) =
-                    helper::run(request, fds.collect(), &guests, reply_to.as_raw_fd());
+                    helper::run(request, fds.collect(), guests, reply_to.as_raw_fd());
                 let fds: Vec<BorrowedFd> = fds.iter().map(OwnedFd::as_fd).collect();
                 if let Err(error) = message::send(&reply_to, &reply, &fds) {
                     log::error!("nobody takes the answer {reply:?}: {error}");

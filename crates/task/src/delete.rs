@@ -46,7 +46,8 @@ pub fn delete(flags: &Flags) -> io::Result<()> {
     let mut freed = None;
     let mut falling_silent = Vec::new();
     for socket in sockets(flags, &bundle) {
-        if remove_dead(&socket) {
+        // Who has freed everything and lives needs not be asked, and removes its socket when it ends.
+        if remove_dead(&socket) || memo.freed {
             continue;
         }
         match have_freed(&socket, &flags.id) {

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::env;
 use std::fs::File;
 use std::io::{self, Read};
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -114,8 +115,9 @@ pub(crate) fn serve(flags: &Flags, arguments: Vec<String>) -> io::Result<()> {
         logs: logs.clone(),
     };
     let ended = runtime.block_on(run(flags, parts, successor));
-    // A module that is being compiled for nobody ends with the daemon, and is not waited for.
-    runtime.shutdown_background();
+    // All that it still has goes with the process, and so sooner: tasks, connections, and a module that is being
+    // compiled for nobody.
+    mem::forget(runtime);
     if let Err(error) = &ended {
         log::error!("serving: {error}");
         file.remove();
