@@ -49,9 +49,16 @@ build: ## build the shim and lighter
 	@test/setup/build
 	cargo build $(CARGO_FLAGS)
 
+# In large pieces, so that file systems that can keep the programs in memory in huge pages.
 .PHONY: install
 install: build ## install both programs into PREFIX/bin
-	install -D -m 755 -t $(BINDIR) $(PROGRAMS:%=$(RELEASE)/%)
+	install -d $(BINDIR)
+	@set -e; for program in $(PROGRAMS); do \
+	    echo "install $(BINDIR)/$$program"; \
+	    dd if=$(RELEASE)/$$program of=$(BINDIR)/$$program.new bs=4M status=none; \
+	    chmod 755 $(BINDIR)/$$program.new; \
+	    mv $(BINDIR)/$$program.new $(BINDIR)/$$program; \
+	done
 
 .PHONY: uninstall
 uninstall: ## remove them again; compiled guests stay in /var/lib/lighter

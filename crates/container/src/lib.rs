@@ -59,6 +59,7 @@ pub use pod::{Pod, PodInit};
 pub use reaper::{Exit, Reaper};
 pub use stdio::{Console, Logging, ProcessStdio, Stdio, StdioError, StdioPaths};
 pub use sys::{
-    close_inherited, fork_single_threaded, set_arguments, share_arena, stdio_from_null, trim_memory,
+    close_inherited, fork_single_threaded, read_program_in_huge_pages, set_arguments, share_arena,
+    stdio_from_null, trim_memory,
 };
 pub use zygote::{Create, Target, ZYGOTE_ACTION, Zygote, clone_zygote, run_zygote};

@@ -230,9 +230,8 @@ impl Launcher {
                 Ok(()) => FromInit::Started,
                 Err(reason) => FromInit::Failed(reason),
             });
-            // The guest, which may do nothing for long, needs little of what it took to get here. The
-            // program's own pages are shared with all others that run it.
-            sys::trim_heap();
+            // The guest, which may do nothing for long, needs little of what it took to get here.
+            sys::trim_memory();
         });
         sys::exit_now(code)
     }

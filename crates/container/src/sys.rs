@@ -317,8 +317,13 @@ pub fn owning_user_namespace(file: BorrowedFd) -> io::Result<OwnedFd> {
 /// again. What runs for long takes a fraction of what it has been through to get there.
 pub fn trim_memory() {
     trim_heap();
-    // SAFETY: the function takes what it is given, keeps none of it, and does not panic.
-    unsafe { libc::dl_iterate_phdr(Some(drop_program), std::ptr::null_mut()) };
+    advise_of_program(libc::MADV_DONTNEED);
+}
+
+/// Has the kernel read the program's code and constants as huge pages, here and in what is cloned of this process,
+/// where its file system can and they are not in memory yet.
+pub fn read_program_in_huge_pages() {
+    advise_of_program(libc::MADV_HUGEPAGE);
 }
 
 /// Gives back the memory that has been freed.
@@ -327,12 +332,20 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Drops the pages of a loaded program or library that cannot have been written to.
-unsafe extern "C" fn drop_program(
+/// Gives `advice`, MADV_DONTNEED or MADV_HUGEPAGE, of the program's pages that cannot have been written to.
+fn advise_of_program(mut advice: libc::c_int) {
+    // SAFETY: the function takes what it is given, keeps none of it, and does not panic.
+    unsafe { libc::dl_iterate_phdr(Some(advise_of_object), (&raw mut advice).cast()) };
+}
+
+/// The same of one loaded program or library; `advice` is that of [`advise_of_program`].
+unsafe extern "C" fn advise_of_object(
     info: *mut libc::dl_phdr_info,
     _: libc::size_t,
-    _: *mut libc::c_void,
+    advice: *mut libc::c_void,
 ) -> libc::c_int {
+    // SAFETY: the only caller hands it over.
+    let advice = unsafe { *advice.cast::<libc::c_int>() };
     let page = page_size();
     // SAFETY: dl_iterate_phdr(3) hands over a description that lives through this call.
     let (base, headers) = unsafe {
@@ -348,8 +361,9 @@ unsafe extern "C" fn drop_program(
         let end = begin.wrapping_add(header.p_memsz as usize);
         let begin = begin / page * page;
         // SAFETY: a segment of a loaded object, which is not writable: its pages are those of its
-        // file, and are read from there again. Where it is not (vDSO), the call fails.
-        unsafe { libc::madvise(begin as *mut _, end - begin, libc::MADV_DONTNEED) };
+        // file, and are read from there again. Where it is not (vDSO), or the kernel has no huge pages, the call
+        // fails, which is no harm.
+        unsafe { libc::madvise(begin as *mut _, end - begin, advice) };
     }
     0
 }

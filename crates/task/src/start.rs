@@ -53,6 +53,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// # Errors
 /// What keeps a daemon from being there.
 pub fn start(flags: &Flags) -> io::Result<()> {
+    // It is the first to run of all that there is of the program, after a boot too.
+    container::read_program_in_huge_pages();
     let (options, socket_options) = read_input(flags)?;
     let group = Group::of(&flags.id, Path::new(""), options.group_by)?;
     let address = socket_options.socket_address(&group.name);
