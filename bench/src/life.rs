@@ -16,7 +16,7 @@ pub const TOGETHER: usize = 4;
 /// How many lives of a kind are one turn of [`together`]: so many that its end, when fewer than
 /// [`TOGETHER`] are on their way, does not count for much, and so few that the machine is the same
 /// throughout a round of turns.
-const TURN: u32 = 8;
+const TURN: u32 = 16;
 
 /// The phases in order, and the total.
 pub const PHASES: [&str; 6] = ["prepare", "create", "start", "exit", "delete", "total"];

@@ -20,7 +20,8 @@ mod report;
 mod scale;
 mod wasmtime;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -36,7 +37,7 @@ use crate::wasmtime::Wasmtime;
 #[derive(Parser)]
 struct Options {
     /// How many containers of each kind are measured, one at a time and four at a time
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// How many idle containers of each kind are held at once; of those in one daemon a hundred at least
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
@@ -77,16 +78,35 @@ fn write(folder: &Path, name: &str, content: &[u8]) -> Result<()> {
 }
 
 /// containerd with everything it keeps in memory. Its waits for the disk are the same under every
-/// shim; in the figures they would only hide what the shims differ in.
+/// shim; in the figures they would only hide what the shims differ in. It logs as much as one that
+/// nobody has told how much.
 fn engine(peer: Option<&Peer>) -> Result<Containerd> {
+    let mut path = vec![installed()?];
+    path.extend(peer.map(|peer| peer.folder.clone()));
     Containerd::start_with(
         Version::V2_1,
         &Settings {
             parent: Some(PathBuf::from("/dev/shm")),
-            path: peer.map(|peer| peer.folder.clone()).into_iter().collect(),
+            path,
+            log_level: Some("info"),
             ..Settings::default()
         },
     )
+}
+
+/// Installs the shim as `make install` does, into a folder beside what was built. As the linker leaves it,
+/// a program's file is in memory in single pages, and is mapped as such by each process.
+fn installed() -> Result<PathBuf> {
+    let built = lighter_test::built_programs()?;
+    let folder = built.join("installed");
+    let path = folder.join("containerd-shim-wasmtime-v1");
+    let install = || {
+        fs::create_dir_all(&folder)?;
+        fs::write(&path, fs::read(built.join("containerd-shim-wasmtime-v1"))?)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o755))
+    };
+    install().with_context(|| format!("install {}", path.display()))?;
+    Ok(folder)
 }
 
 /// Whether every guarantee is kept.

@@ -48,8 +48,9 @@ pub struct Settings {
     pub path: Vec<PathBuf>,
     /// More variables of the daemon's environment.
     pub environment: Vec<(String, String)>,
-    /// Log every event too.
-    pub trace: bool,
+    /// How much the daemon logs and has its shims log, in its own words. `None`: `debug`, as a test that fails tells by it
+    /// what went on; `trace` has every event too.
+    pub log_level: Option<&'static str>,
     /// Where the daemon keeps its things in place of /run: a folder that exists.
     pub parent: Option<PathBuf>,
 }
@@ -398,7 +399,7 @@ fn configuration(version: Version, folder: &Path, settings: &Settings) -> String
          [debug]\n  level = \"{}\"\n\
          {}\n",
         settings.imports,
-        if settings.trace { "trace" } else { "debug" },
+        settings.log_level.unwrap_or("debug"),
         settings.config.replace("@FOLDER@", &folder.to_string())
     )
 }

@@ -117,7 +117,7 @@ macro_rules! each_containerd {
                 fn $test() -> anyhow::Result<()> {
                     $crate::ensure_root()?;
                     let settings = $crate::Settings {
-                        trace: true,
+                        log_level: Some("trace"),
                         ..$crate::Settings::default()
                     };
                     let version = $crate::Version::$version;
