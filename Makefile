@@ -53,11 +53,11 @@ build: ## build the shim and lighter
 .PHONY: install
 install: build ## install both programs into PREFIX/bin
 	install -d $(BINDIR)
-	@set -e; for program in $(PROGRAMS); do \
+	@for program in $(PROGRAMS); do \
 	    echo "install $(BINDIR)/$$program"; \
-	    dd if=$(RELEASE)/$$program of=$(BINDIR)/$$program.new bs=4M status=none; \
-	    chmod 755 $(BINDIR)/$$program.new; \
-	    mv $(BINDIR)/$$program.new $(BINDIR)/$$program; \
+	    new=$(BINDIR)/$$program.new; \
+	    dd if=$(RELEASE)/$$program of=$$new bs=4M status=none && chmod 755 $$new && mv $$new $(BINDIR)/$$program || \
+	        { rm -f $$new; exit 1; }; \
 	done
 
 .PHONY: uninstall

@@ -100,10 +100,12 @@ fn installed() -> Result<PathBuf> {
     let built = lighter_test::built_programs()?;
     let folder = built.join("installed");
     let path = folder.join("containerd-shim-wasmtime-v1");
+    let aside = folder.join("new");
     let install = || {
         fs::create_dir_all(&folder)?;
-        fs::write(&path, fs::read(built.join("containerd-shim-wasmtime-v1"))?)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o755))
+        fs::write(&aside, fs::read(built.join("containerd-shim-wasmtime-v1"))?)?;
+        fs::set_permissions(&aside, Permissions::from_mode(0o755))?;
+        fs::rename(&aside, &path)
     };
     install().with_context(|| format!("install {}", path.display()))?;
     Ok(folder)

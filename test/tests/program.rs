@@ -1,9 +1,11 @@
 //! The shim's file (elf(5)), which several processes a container are run from.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use lighter_test::built_programs;
+use lighter_test::{Containerd, Rootfs, built_programs};
+use nix::sys::signal::Signal;
 
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
@@ -51,5 +53,35 @@ fn its_place_in_memory_is_that_in_huge_pages_of_the_file() -> Result<()> {
             "{offset:x} {address:x}"
         );
     }
+    Ok(())
+}
+
+/// The daemon has asked for them, and what it clones with it: `hg` among the flags of its code (proc(5), smaps).
+#[test]
+fn huge_pages_are_asked_for() -> Result<()> {
+    ensure!(
+        Path::new("/sys/kernel/mm/transparent_hugepage").exists(),
+        "this kernel has no huge pages (CONFIG_TRANSPARENT_HUGEPAGE)"
+    );
+    let engine = Containerd::newest()?;
+    let container = engine
+        .container(&Rootfs::guests()?)
+        .args(["/tool.wasm", "sleep", "1000"])
+        .create()?;
+    container.start()?;
+    let mut processes = engine.shims_of(container.id());
+    assert!(!processes.is_empty());
+    processes.push(container.pid());
+    for pid in processes {
+        let maps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+        let code = maps
+            .split_once(" r-xp ")
+            .and_then(|(_, rest)| rest.split_once("VmFlags: "))
+            .and_then(|(_, flags)| flags.lines().next())
+            .with_context(|| format!("no code of {pid}: {maps}"))?;
+        assert!(code.split(' ').any(|flag| flag == "hg"), "{pid}: {code}");
+    }
+    container.kill(Signal::SIGKILL)?;
+    container.finish()?;
     Ok(())
 }
