@@ -89,6 +89,7 @@ fn engine(peer: Option<&Peer>) -> Result<Containerd> {
             parent: Some(PathBuf::from("/dev/shm")),
             path,
             log_level: Some("info"),
+            unrecorded: true,
             ..Settings::default()
         },
     )

@@ -161,7 +161,8 @@ fn look(engine: &Containerd, held: &[Container], starts: Vec<f64>) -> Result<Ste
         descriptors: 0.0,
     };
     let share = 1.0 / held.len() as f64;
-    for pid in engine.shim_processes() {
+    let inits = held.iter().map(Container::pid);
+    for pid in engine.shim_processes().into_iter().chain(inits) {
         let of = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
         let (rollup, status) = (of("smaps_rollup")?, of("status")?);
         let private = field(&rollup, "Private_Clean")? + field(&rollup, "Private_Dirty")?;

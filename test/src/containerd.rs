@@ -23,7 +23,7 @@ use containerd_client::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    Network, Version,
+    Network, Rootfs, Version,
     events::Recorder,
     poll::eventually,
     runtime::{call, handle},
@@ -51,6 +51,9 @@ pub struct Settings {
     /// How much the daemon logs and has its shims log, in its own words. `None`: `debug`, as a test that fails tells by it
     /// what went on; `trace` has every event too.
     pub log_level: Option<&'static str>,
+    /// Subscribe to no events: [`Containerd::recorder`] is not there. Each event that is sent costs the daemon and
+    /// its client time.
+    pub unrecorded: bool,
     /// Where the daemon keeps its things in place of /run: a folder that exists.
     pub parent: Option<PathBuf>,
 }
@@ -71,8 +74,9 @@ pub struct Containerd {
     orders: Mutex<Option<ChildStdin>>,
     network: Option<Network>,
     client: Client,
-    recorder: Recorder,
-    pub(crate) rootfs: Mutex<HashMap<String, String>>,
+    recorder: Option<Recorder>,
+    /// The names of the snapshots that there are.
+    pub(crate) rootfs: Mutex<HashMap<Rootfs, String>>,
     ids: AtomicU32,
 }
 
@@ -164,7 +168,13 @@ impl Containerd {
             .context("start /bin/sh")?;
 
         let socket = folder.join("containerd.sock");
-        let connected = connect(&socket, &namespace);
+        let connected = connect(&socket, &namespace).and_then(|client| {
+            let recorder = match settings.unrecorded {
+                true => None,
+                false => Some(Recorder::start(&client, &namespace)?),
+            };
+            Ok((client, recorder))
+        });
         let (client, recorder) = match connected {
             Ok(pair) => pair,
             Err(error) => {
@@ -265,8 +275,11 @@ impl Containerd {
     }
 
     /// The record of every event that the daemon published.
+    ///
+    /// # Panics
+    /// With [`Settings::unrecorded`] there is none.
     pub fn recorder(&self) -> &Recorder {
-        &self.recorder
+        self.recorder.as_ref().expect("events are recorded")
     }
 
     /// Ends the daemon, and not what it has started, with a signal, and waits until it is gone.
@@ -292,7 +305,10 @@ impl Containerd {
             call(self.client.version().version(())).ok()
         })
         .with_context(|| self.log())?;
-        self.recorder.resume(&self.client)
+        match &self.recorder {
+            Some(recorder) => recorder.resume(&self.client),
+            None => Ok(()),
+        }
     }
 
     fn order(&self, line: &str) -> Result<()> {
@@ -333,8 +349,8 @@ pub(crate) fn in_namespace<T>(namespace: &str, message: T) -> Request<T> {
     request
 }
 
-/// Connects, makes the namespace and starts to record events.
-fn connect(socket: &Path, namespace: &str) -> Result<(Client, Recorder)> {
+/// Connects and makes the namespace.
+fn connect(socket: &Path, namespace: &str) -> Result<Client> {
     let mut refusal = String::new();
     let client = eventually("containerd answers", || {
         let client = handle().block_on(Client::from_path(socket)).ok()?;
@@ -356,8 +372,7 @@ fn connect(socket: &Path, namespace: &str) -> Result<(Client, Recorder)> {
     // containerd 1.6 wants a namespace even for the event that one was made.
     call(client.namespaces().create(in_namespace(namespace, request)))
         .context("create the namespace")?;
-    let recorder = Recorder::start(&client, namespace)?;
-    Ok((client, recorder))
+    Ok(client)
 }
 
 /// The text of config.toml. Plugins that would touch anything outside of the
@@ -396,7 +411,7 @@ fn configuration(version: Version, folder: &Path, settings: &Settings) -> String
          disabled_plugins = {disabled:?}\n\
          [grpc]\n  address = \"{folder}/containerd.sock\"\n\
          [ttrpc]\n  address = \"{folder}/containerd.sock.ttrpc\"\n\
-         [debug]\n  level = \"{}\"\n\
+         [debug]\n  address = \"{folder}/debug.sock\"\n  level = \"{}\"\n\
          {}\n",
         settings.imports,
         settings.log_level.unwrap_or("debug"),

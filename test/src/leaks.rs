@@ -79,7 +79,7 @@ impl Containerd {
 
     /// The processes that serve a container or pod: those with its id in their
     /// arguments, without short-lived ones of `start` and `delete`, and without
-    /// inits of guests, which are clones of their shim but live in a pid
+    /// inits that have not started yet, which are clones of their shim but live in a pid
     /// namespace of their own.
     pub fn shims_of(&self, id: &str) -> Vec<u32> {
         let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
@@ -101,8 +101,7 @@ impl Containerd {
         open_files(self.pid()?)
     }
 
-    /// All processes that serve this daemon's containers, the inits of guests included, which are
-    /// clones of their shims.
+    /// All processes of shims that serve this daemon's containers; the containers' own are not among them.
     pub fn shim_processes(&self) -> Vec<u32> {
         self.shims().into_iter().map(|(pid, _)| pid).collect()
     }

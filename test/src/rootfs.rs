@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -25,7 +26,7 @@ pub const SNAPSHOTTER: &str = "overlayfs";
 /// When files were last modified.
 const LONG_AGO: SystemTime = SystemTime::UNIX_EPOCH;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Content {
     Folder,
     Bytes(Vec<u8>),
@@ -33,7 +34,7 @@ enum Content {
     Link(PathBuf),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Entry {
     path: String,
     content: Content,
@@ -43,9 +44,9 @@ struct Entry {
 
 /// The files of a rootfs, to be committed as a snapshot that containers of one
 /// daemon start from.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Rootfs {
-    entries: Vec<Entry>,
+    entries: Arc<Vec<Entry>>,
 }
 
 impl Rootfs {
@@ -133,7 +134,7 @@ impl Rootfs {
     /// number.
     pub fn file_of(self, path: &str, content: impl AsRef<[u8]>, mode: u32, owner: u32) -> Self {
         let mut rootfs = self.entry(path, Content::Bytes(content.as_ref().to_vec()), mode);
-        if let Some(entry) = rootfs.entries.last_mut() {
+        if let Some(entry) = Arc::make_mut(&mut rootfs.entries).last_mut() {
             entry.owner = owner;
         }
         rootfs
@@ -150,7 +151,7 @@ impl Rootfs {
     }
 
     fn entry(mut self, path: &str, content: Content, mode: u32) -> Self {
-        self.entries.push(Entry {
+        Arc::make_mut(&mut self.entries).push(Entry {
             path: path.trim_start_matches('/').to_owned(),
             content,
             mode,
@@ -164,7 +165,7 @@ impl Rootfs {
     /// # Errors
     /// A file that cannot be written or copied.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        for entry in &self.entries {
+        for entry in self.entries.iter() {
             let path = folder.join(&entry.path);
             if let Some(folder) = path.parent() {
                 fs::create_dir_all(folder)
@@ -197,7 +198,7 @@ impl Rootfs {
     /// A path that is there twice.
     pub fn layer(&self) -> Result<image::Layer> {
         let mut layer = image::Layer::default();
-        for entry in &self.entries {
+        for entry in self.entries.iter() {
             let found = match &entry.content {
                 Content::Folder => image::Entry::directory(),
                 Content::Bytes(bytes) => image::Entry::bytes(bytes.clone()),
@@ -218,9 +219,8 @@ impl Containerd {
     /// # Errors
     /// The snapshotter's, or those of [`Rootfs::write`].
     pub fn snapshot_of(&self, rootfs: &Rootfs) -> Result<String> {
-        let description = format!("{rootfs:?}");
         let mut known = self.rootfs.lock().unwrap_or_else(|p| p.into_inner());
-        if let Some(name) = known.get(&description) {
+        if let Some(name) = known.get(rootfs) {
             return Ok(name.clone());
         }
         let name = format!("rootfs-{}", known.len());
@@ -249,7 +249,7 @@ impl Containerd {
                 }),
             ),
         )?;
-        known.insert(description, name.clone());
+        known.insert(rootfs.clone(), name.clone());
         Ok(name)
     }
 

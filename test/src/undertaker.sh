@@ -26,7 +26,7 @@ while read -r order; do
     fi
 done
 
-# The shims' sockets lie outside of the folder.
+# The shims' sockets lie outside of the folder. Of those that have died their bundles tell.
 sockets=$(cat "$folder"/state/io.containerd.*/*/*/address \
     "$folder"/state/io.containerd.*/*/*/bootstrap.json 2>/dev/null |
     grep -o '/run/containerd/s/[0-9a-f]*')
@@ -43,9 +43,18 @@ own() {
     done
     find /sys/fs/cgroup -path "*/$namespace/*" -name cgroup.procs -exec cat {} + 2>/dev/null
 }
+# Where a process listens: the sockets that it has open (proc_net(5): the number is the 7th field), by their paths.
+listening() {
+    for pid in "$@"; do
+        ls -l "/proc/$pid/fd" 2>/dev/null
+    done | sed -n 's/.*socket:\[\([0-9]*\)\]$/\1/p' |
+        awk 'NR == FNR { own[$1]; next } ($7 in own) && $8 ~ "^/run/containerd/s/" { print $8 }' - /proc/net/unix
+}
 for _ in 1 2 3 4 5 6 7 8 9 10; do
     pids=$(own)
     [ "$pids" ] || break
+    sockets="$sockets
+$(listening $pids)"
     kill -KILL $pids 2>/dev/null
     sleep 0.05
 done
@@ -55,6 +64,6 @@ while mounts=$(awk -v f="$folder/" 'index($5, f) == 1 { print $5 }' /proc/self/m
     printf '%s\n' "$mounts" | tac | xargs -d '\n' -r umount -l 2>/dev/null || break
 done
 find /sys/fs/cgroup -depth -type d \( -path "*/$namespace" -o -path "*/$namespace/*" \) -exec rmdir {} + 2>/dev/null
-[ "$sockets" ] && printf '%s\n' "$sockets" | xargs -d '\n' rm -f
+printf '%s\n' "$sockets" | xargs -r rm -f
 ip netns del "$namespace" 2>/dev/null
 rm -rf "$folder"

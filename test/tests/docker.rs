@@ -312,6 +312,13 @@ fn figures(engine: &Dockerd) -> Result<()> {
         .map(|line| line.split_whitespace().collect())
         .collect();
     assert_eq!(lines, [["PID", "COMMAND"], [&pid, "tool.wasm"]], "{top}");
+    let top = engine.docker(&["top", guest.id()])?.success()?;
+    let line = top
+        .lines()
+        .nth(1)
+        .context("a line for the guest")?
+        .trim_end();
+    ensure!(line.ends_with(" /tool.wasm alloc 20 1000"), "{top}");
 
     let format = "{{.PIDs}} {{.MemUsage}} {{.NetIO}}";
     let stats = ["stats", "--no-stream", "--format", format, guest.id()];

@@ -1,11 +1,13 @@
 //! What a guest is told and how it ends: arguments, environment, working
 //! directory, exit codes, traps, functions by name.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lighter_test::{Containerd, Rootfs, each_containerd};
+use nix::sys::signal::Signal;
 
 each_containerd!(
     arguments,
+    arguments_in_the_eyes_of_others,
     environment,
     home,
     working_directory,
@@ -32,6 +34,31 @@ fn arguments(engine: &Containerd) -> Result<()> {
             .run()?
             .success()?;
         assert_eq!(output.lines().collect::<Vec<_>>(), args);
+    }
+    Ok(())
+}
+
+/// What ps and `docker top` show of a guest: cut where it is long, and nothing that comes after it in memory.
+fn arguments_in_the_eyes_of_others(engine: &Containerd) -> Result<()> {
+    let shown = |pid: u32| -> Result<Vec<String>> {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+        let line = line.trim_end_matches('\0').split('\0');
+        Ok(line.map(str::to_owned).collect())
+    };
+    let long = format!("{:030000}", 1000);
+    for tool in TOOLS {
+        let args = [tool, "sleep", "1000"];
+        let container = engine.container(&Rootfs::guests()?).args(args).create()?;
+        container.start()?;
+        assert_eq!(shown(container.pid())?, args);
+        let exec = container.exec([tool, "sleep", &long])?.add()?;
+        let cut = shown(exec.start()?)?;
+        ensure!(cut.len() == 3 && cut[..2] == args[..2], "{cut:?}");
+        ensure!(!cut[2].is_empty() && long.starts_with(&cut[2]), "{cut:?}");
+        exec.kill(Signal::SIGKILL)?;
+        exec.finish()?;
+        container.kill(Signal::SIGKILL)?;
+        container.finish()?;
     }
     Ok(())
 }

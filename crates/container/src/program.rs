@@ -218,7 +218,7 @@ impl Launcher {
     }
 
     fn run_guest(&self, guest: Box<dyn Guest>, shims: &[RawFd], invocation: Invocation) -> ! {
-        name_process(&invocation.args[0]);
+        name_process(&invocation.args);
         // From here on only the guest runs: nothing may reach the log or any other descriptor
         // of the shim's. What the guest's own loading has opened stays: memories are mapped
         // from the artifact when they are made.
@@ -258,12 +258,14 @@ fn variable<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
         .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
 }
 
-fn name_process(arg: &str) {
-    let name = arg.rsplit('/').next().unwrap_or(arg);
+/// Has the process look like its program to people who look at ps, and to `docker top`.
+fn name_process(args: &[String]) {
+    let name = args[0].rsplit('/').next().unwrap_or(&args[0]);
     if let Ok(name) = CString::new(name) {
-        // Only for people who look at ps; the kernel cuts it to 15 bytes.
+        // The kernel cuts it to 15 bytes.
         let _ = nix::sys::prctl::set_name(&name);
     }
+    let _ = sys::set_arguments(args.iter().map(String::as_str));
 }
 
 fn exec_linux(path: &Path, invocation: &Invocation) -> io::Error {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, Signal};
@@ -30,41 +31,57 @@ pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
     }
 }
 
-/// Gives the process other arguments in the eyes of others (proc_pid_cmdline(5)); its own are not to be
-/// asked for after that.
+/// Where the kernel has laid out the process's arguments, from where to where: the same in all that are cloned from it.
+static ARGUMENTS: OnceLock<(usize, usize)> = OnceLock::new();
+
+/// Finds out where the process's arguments are, for itself and for all that it clones, who may have no /proc.
 ///
 /// # Errors
-/// When they take more room than those it was started with, or /proc cannot be read.
-pub fn set_arguments<'a>(arguments: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
+/// /proc cannot be read, or does not tell.
+pub(crate) fn find_arguments() -> io::Result<(usize, usize)> {
+    if let Some(place) = ARGUMENTS.get() {
+        return Ok(*place);
+    }
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     // arg_start and arg_end are the 48th and 49th fields, the 46th and 47th after the name, which may
     // have any characters (proc_pid_stat(5)).
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
     let mut ends = fields.split(' ').skip(45).map_while(|at| at.parse().ok());
-    let (Some(start), Some(end)): (Option<usize>, Option<usize>) = (ends.next(), ends.next())
-    else {
-        return Err(io::Error::other(
+    match (ends.next(), ends.next()) {
+        (Some(start @ 1..), Some(end)) if start < end => {
+            Ok(*ARGUMENTS.get_or_init(|| (start, end)))
+        }
+        _ => Err(io::Error::other(
             "/proc/self/stat does not tell where the arguments are",
-        ));
-    };
-    let mut line = Vec::new();
-    for argument in arguments {
-        line.extend_from_slice(argument.as_bytes());
-        line.push(0);
+        )),
     }
-    let room = end.saturating_sub(start);
-    if start == 0 || line.len() > room {
-        return Err(io::Error::other(format!(
-            "the arguments have room for {room} bytes, and take {}",
-            line.len()
-        )));
-    }
+}
+
+/// Gives the process other arguments in the eyes of others (proc_pid_cmdline(5)), cut to the room that those take that it
+/// was started with; its own are not to be asked for after that.
+///
+/// # Errors
+/// It is not known where they are: see [`find_arguments`].
+pub fn set_arguments<'a>(arguments: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
+    let (start, end) = find_arguments()?;
     // SAFETY: the kernel has laid the arguments out there, on the first thread's stack, where they stay
     // mapped and writable; nothing borrows them, as the standard library copies what it hands out.
-    let arguments = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, room) };
-    arguments.fill(0);
-    arguments[..line.len()].copy_from_slice(&line);
+    let room = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, end - start) };
+    lay_out(arguments, room);
     Ok(())
+}
+
+/// Writes `arguments` into `room`, each with a NUL after it, and NULs after all. Without the last, what comes after the
+/// room would be shown, too: the environment.
+fn lay_out<'a>(arguments: impl IntoIterator<Item = &'a str>, room: &mut [u8]) {
+    room.fill(0);
+    let mut left = &mut room[..];
+    for argument in arguments {
+        let most = left.len().saturating_sub(1);
+        let (place, rest) = left.split_at_mut(argument.len().min(most));
+        place.copy_from_slice(&argument.as_bytes()[..place.len()]);
+        left = rest.get_mut(1..).unwrap_or_default();
+    }
 }
 
 /// Clones the calling process as its own sibling: the new process has the caller's parent, which
@@ -404,6 +421,21 @@ mod tests {
     use std::collections::BTreeSet;
     use std::fs::{self, File};
     use std::os::fd::AsFd;
+
+    #[test]
+    fn arguments_are_laid_out_in_their_room() {
+        let laid_out = |arguments: &[&str], room: usize| {
+            let mut room = vec![1; room];
+            lay_out(arguments.iter().copied(), &mut room);
+            String::from_utf8(room).unwrap()
+        };
+        assert_eq!(laid_out(&["/a", "", "b c"], 10), "/a\0\0b c\0\0\0");
+        assert_eq!(laid_out(&["/a", "bc"], 6), "/a\0bc\0");
+        assert_eq!(laid_out(&["/a", "bc", "d"], 5), "/a\0b\0");
+        assert_eq!(laid_out(&["/a", "bc"], 4), "/a\0\0");
+        assert_eq!(laid_out(&["/a", "bc"], 3), "/a\0");
+        assert_eq!(laid_out(&["/a", "bc"], 1), "\0");
+    }
 
     #[test]
     fn a_thread_keeps_one_descriptor() {

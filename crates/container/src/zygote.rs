@@ -183,6 +183,7 @@ where
     let guests = guests();
     // Known to all that it clones.
     cgroup::look_for_mounts();
+    let _ = sys::find_arguments();
     // libcontainer reads /proc through a mount of its own, which the library keeps: made here it is
     // made, and taken down, once, not in every helper. Without it they make theirs.
     let _ = ProcfsHandle::new();

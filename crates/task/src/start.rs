@@ -160,6 +160,7 @@ impl Spawned {
             address: flags.address.clone(),
             ..Flags::default()
         };
+        ask_the_processor();
         let fork = || -> io::Result<(Pid, io::PipeWriter)> {
             let (told, telling) = io::pipe()?;
             match container::fork_single_threaded()? {
@@ -224,6 +225,13 @@ impl Spawned {
         let _ = waitpid(self.daemon, None);
         self.socket.remove();
     }
+}
+
+/// Has the standard library find out what the processor can, once for all that are cloned from this process. In a
+/// virtual machine each question (CPUID) is an exit to the hypervisor, and several of them would ask.
+fn ask_the_processor() {
+    #[cfg(target_arch = "x86_64")]
+    let _ = std::is_x86_feature_detected!("avx2");
 }
 
 /// Goes on as the daemon: with `listener` as stdin and `told` as stdout, away from the signals to
