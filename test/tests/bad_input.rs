@@ -3,7 +3,7 @@
 //! containerd refuses by itself is in direct.rs, failing hooks in hooks.rs, a
 //! killed daemon in recovery.rs.
 
-use std::path::Path;
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use containerd_client::{tonic::Code, types::Mount};
@@ -13,6 +13,7 @@ use lighter_test::{
     run,
     spec::mount,
 };
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 each_containerd!(
@@ -24,6 +25,7 @@ each_containerd!(
     no_rootfs,
     broken_specifications,
     bad_mounts,
+    passwd_that_is_a_pipe,
     missing_namespace,
     missing_cgroup,
     bad_streams,
@@ -65,8 +67,8 @@ fn no_entrypoint(engine: &Containerd) -> Result<()> {
 }
 
 fn damaged_modules(engine: &Containerd) -> Result<()> {
-    let whole = std::fs::read(guest("tool.wasm")?)?;
-    let component = std::fs::read(guest("tool-component.wasm")?)?;
+    let whole = fs::read(guest("tool.wasm")?)?;
+    let component = fs::read(guest("tool-component.wasm")?)?;
     // The first section, of types, follows the eight bytes of the header.
     let mut flipped = whole.clone();
     flipped[10..74].fill(0xff);
@@ -296,6 +298,36 @@ fn bad_mounts(engine: &Containerd) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Nobody waits for who would write into it.
+fn passwd_that_is_a_pipe(engine: &Containerd) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let rootfs = folder.path();
+    fs::copy(guest("tool.wasm")?, rootfs.join("tool.wasm"))?;
+    for name in ["dev", "etc", "proc", "run", "sys"] {
+        fs::create_dir(rootfs.join(name))?;
+    }
+    nix::unistd::mkfifo(&rootfs.join("etc/passwd"), nix::sys::stat::Mode::S_IRUSR)?;
+    let mounts = vec![Mount {
+        r#type: "bind".to_owned(),
+        source: rootfs.display().to_string(),
+        options: vec!["rbind".to_owned(), "rw".to_owned()],
+        ..Default::default()
+    }];
+    let mut container = engine
+        .container(&Rootfs::guests()?)
+        .args(["/tool.wasm", "sleep", "1000"])
+        .rootfs_mounts(mounts)
+        .record()?;
+    container.create_task_within(Duration::from_secs(30))?;
+    container.start()?;
+    let added = container.exec(["/tool.wasm", "exit", "6"])?.run()?;
+    assert_eq!(added.status, 6, "{added:?}");
+    container.kill(Signal::SIGKILL)?;
+    let id = container.id().to_owned();
+    container.finish()?;
+    engine.ensure_gone(&id)
 }
 
 fn missing_namespace(engine: &Containerd) -> Result<()> {

@@ -128,7 +128,8 @@ fn detach_and_attach(engine: &Dockerd) -> Result<()> {
 }
 
 fn attach_to_a_detached_run(engine: &Dockerd) -> Result<()> {
-    let script = "while read line; do stty size; done";
+    // A shell without a trap may take no notice of an interrupt that comes while another program ends.
+    let script = "trap 'exit 130' INT; while read line; do stty size; done";
     let container = engine.launch(Image::Linux, &["-it"], &["/bin/sh", "-c", script])?;
     let mut terminal = engine.terminal(&["attach", container.id()], 33, 111)?;
     // Its size comes with the attaching, which has no sign of its own.

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{ErrorKind, Read, Write},
     net::TcpStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -218,6 +218,31 @@ fn windows_that_are_never_opened() -> Result<()> {
     // What they had is given back.
     bystander.ask()?;
     served.ensure_status("hello", 200)?;
+    Ok(())
+}
+
+/// Who asks now and then goes on, however soon the guest has answered.
+#[test]
+fn requests_that_keep_coming() -> Result<()> {
+    let engine = Containerd::newest()?;
+    let settings = "http.header_time = '500ms'\nhttp.idle_time = '1ms'";
+    let served = Served::with(&engine, TOOL, settings)?;
+    let mut stream = served.connect_2()?;
+    let begun = Instant::now();
+    let mut number = 1;
+    while begun.elapsed() < Duration::from_secs(2) {
+        stream.write_all(&Frame::get(number, "/hello").bytes())?;
+        loop {
+            let frame = Frame::read(&mut stream)?;
+            ensure!(frame.kind != GOAWAY, "after {:?}", begun.elapsed());
+            if frame.stream == number && frame.ends_stream() {
+                break;
+            }
+        }
+        number += 2;
+        // Not a wait for anything: it is the client that is slow.
+        std::thread::sleep(Duration::from_millis(100));
+    }
     Ok(())
 }
 

@@ -256,6 +256,15 @@ fn clients_that_do_not_read() -> Result<()> {
     assert!(is_cut_off, "{kind:?}");
     // Its place is another's.
     eventually("a place", || served.ensure_status("hello", 200).ok())?;
+
+    // Nor who asks again and again for little, the responses to which are over for the guest.
+    let mut stream = served.connect()?;
+    stream.set_write_timeout(Some(std::time::Duration::from_secs(30)))?;
+    let requests = GET.repeat(1 << 10);
+    let error = (0..1 << 12).find_map(|_| stream.write_all(requests.as_bytes()).err());
+    let kind = error.context("nobody reads it, but it is gone")?.kind();
+    let is_cut_off = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&kind);
+    assert!(is_cut_off, "{kind:?}");
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! beside one of the same specification under runc: what a process sees of
 //! itself in the two must be the same. The guest tells through /proc, too.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lighter_test::{Builder, Containerd, RUNC, Rootfs, WASMTIME, each_containerd, spec::mount};
 use serde_json::{Value, json};
 
@@ -646,6 +646,17 @@ fn environment_and_cwd(engine: &Containerd) -> Result<()> {
     );
     let text = same(engine, "pwd; ls -ld /new/deep", |b| b.cwd("/new/deep"))?;
     assert!(text.starts_with("/new/deep\n"), "{text}");
+    let volume = tempfile::tempdir()?;
+    let text = same(
+        engine,
+        "pwd; ls -ld /volume/new/deep; rmdir /volume/new/deep",
+        |b| {
+            b.bind(volume.path(), "/volume", &[])
+                .cwd("/volume/new/deep")
+        },
+    )?;
+    assert!(text.starts_with("/volume/new/deep\n"), "{text}");
+    ensure!(volume.path().join("new").is_dir(), "in the volume");
     same(engine, "env | grep HOME", |b| b.user(1000, 1000))?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! directory, exit codes, traps, functions by name.
 
 use anyhow::{Result, ensure};
-use lighter_test::{Containerd, Rootfs, each_containerd};
+use lighter_test::{Containerd, Rootfs, Settings, Version, each_containerd};
 use nix::sys::signal::Signal;
 
 each_containerd!(
@@ -59,6 +59,31 @@ fn arguments_in_the_eyes_of_others(engine: &Containerd) -> Result<()> {
         exec.finish()?;
         container.kill(Signal::SIGKILL)?;
         container.finish()?;
+    }
+    Ok(())
+}
+
+/// A guest that is root may read what its process was started with: nothing of it is containerd's.
+#[test]
+fn environment_of_containerd() -> Result<()> {
+    let settings = Settings {
+        environment: vec![("SECRET_OF_THE_HOST".to_owned(), "lighter".to_owned())],
+        ..Settings::default()
+    };
+    let engine = Containerd::start_with(Version::V2_1, &settings)?;
+    let container = engine
+        .container(&Rootfs::guests()?)
+        .args(["/tool.wasm", "sleep", "1000"])
+        .create()?;
+    container.start()?;
+    let read = ["/tool.wasm", "read", "/proc/self/environ"];
+    let added = container.exec(read)?.run()?;
+    container.kill(Signal::SIGKILL)?;
+    container.finish()?;
+    let own = engine.container(&Rootfs::guests()?).args(read).run()?;
+    for output in [added, own] {
+        let text = output.success()?;
+        ensure!(text.bytes().all(|byte| byte == 0), "{text:?}");
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use containerd_client::services::v1::{
 use containerd_client::tonic::{Code, Request, Status, Streaming};
 use containerd_client::types::Descriptor as Target;
 use image::{Descriptor, Store};
-use prost_types::FieldMask;
+use prost_types::{FieldMask, Timestamp};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -85,9 +85,14 @@ impl<'a> Import<'a> {
             layout,
             lease: format!("lighter-{}-{}", std::process::id(), now.as_nanos()),
         };
+        // Should this program be killed, containerd is to remove what it has brought, after a day.
+        let expires = Timestamp {
+            seconds: now.as_secs() as i64 + 24 * 60 * 60,
+            nanos: 0,
+        };
         let create = CreateRequest {
             id: import.lease.clone(),
-            ..CreateRequest::default()
+            labels: [("containerd.io/gc.expire".to_owned(), expires.to_string())].into(),
         };
         let mut leases = import.store.client().leases();
         leases.create(import.request(create)?).await.map_err(said)?;

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilities, Mount, Process, Spec};
@@ -111,10 +112,17 @@ pub(crate) fn privileges_are_a_yes_or_nothing(process: &mut Process) {
     }
 }
 
-/// Opens /etc/passwd below `rootfs`, whatever symbolic links the image holds.
+/// Opens /etc/passwd below `rootfs`, whatever symbolic links the image holds, if it is a regular file: this process, which
+/// is in none of the container's cgroups, must not open devices for an image, nor wait for the writer of a pipe.
 fn passwd(rootfs: &Path) -> io::Result<File> {
-    let open = || Root::open(rootfs)?.open_subpath("/etc/passwd", OpenFlags::O_RDONLY);
-    open().map_err(io::Error::other)
+    let find = || Root::open(rootfs)?.resolve("/etc/passwd");
+    let found = find().map_err(io::Error::other)?;
+    let place = File::from(found.as_fd().try_clone_to_owned()?);
+    if !place.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let file = found.reopen(OpenFlags::O_RDONLY);
+    file.map_err(io::Error::other)
 }
 
 /// Mounts with the options `private` or `rprivate` get nothing of later mounts on the host. They

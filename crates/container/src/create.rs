@@ -232,15 +232,38 @@ fn restrict_devices(pid: i32, bundle: &Bundle) -> Result<(), String> {
     restrict().map_err(|error| format!("restricting the container's devices: {error}"))
 }
 
-/// Makes the process's working directory where the image lacks it, as runc does: as the container's
-/// root. Where it cannot be made (on a read-only file system, say), entering it fails and tells.
+/// The folder that is bound there to be written into, if it is one.
+fn volume(mount: &oci_spec::runtime::Mount) -> Option<&Path> {
+    let has = |names: &[&str]| {
+        let options = mount.options().iter().flatten();
+        options
+            .into_iter()
+            .any(|option| names.contains(&option.as_str()))
+    };
+    let source = mount.source().as_deref().filter(|source| source.is_dir());
+    source.filter(|_| has(&["bind", "rbind"]) && !has(&["ro", "rro"]))
+}
+
+/// Makes the process's working directory where the image, or the volume that it is in, lacks it, as runc does: as the
+/// container's root. Where it cannot be made (on a read-only file system, say), entering it fails and tells.
 fn make_working_directory(bundle: &Bundle) {
     let Some(cwd) = bundle.process().map(|process| process.cwd()) else {
         return;
     };
     let (user, group) = bundle.root();
-    // Below the root whatever symbolic links the image holds.
-    let made = Root::open(&bundle.rootfs).and_then(|root| {
+    let mounts = bundle.spec.mounts().iter().flatten();
+    let covering = mounts
+        .filter(|mount| cwd.starts_with(mount.destination()))
+        .max_by_key(|mount| mount.destination().components().count());
+    let (above, cwd) = match covering {
+        None => (bundle.rootfs.as_path(), cwd.as_path()),
+        Some(mount) => match (volume(mount), cwd.strip_prefix(mount.destination())) {
+            (Some(source), Ok(rest)) => (source, rest),
+            _ => return,
+        },
+    };
+    // Below there whatever symbolic links it holds.
+    let made = Root::open(above).and_then(|root| {
         let (user, group) = (setfsuid(user), setfsgid(group));
         let made = root.mkdir_all(cwd, &Permissions::from_mode(0o755));
         setfsgid(group);

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -16,7 +17,7 @@ use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::{apparmor, capabilities, seccomp};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::prctl::{set_keepcaps, set_no_new_privs};
+use nix::sys::prctl::{set_dumpable, set_keepcaps, set_no_new_privs};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, chdir, getcwd, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::{LinuxPersonalityDomain, Process, Spec};
@@ -106,6 +107,8 @@ pub(crate) fn exec(
             .set_rlimit(rlimit)
             .map_err(|error| format!("setting the limit {}: {error}", rlimit.typ()))?;
     }
+    // What is in the container already is not to look into a process that has more than it; execve(2) ends that.
+    set_dumpable(false).map_err(|error| format!("hiding the process: {error}"))?;
     join_namespaces(init, &init_handle, syscall.as_ref())?;
     drop(init_handle);
     let terminal = if request.terminal {
@@ -135,7 +138,12 @@ pub(crate) fn exec(
         }
         .map_err(|error| format!("taking its stdio: {error}"))?;
         become_user(&spec, &request.process, syscall.as_ref())?;
-        let has_home = home::add(&mut request.process, || fs::File::open("/etc/passwd"));
+        // It may be a pipe that nobody writes into.
+        let mut passwd = fs::File::options();
+        passwd
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let has_home = home::add(&mut request.process, || passwd.open("/etc/passwd"));
         let program = launcher.resolve(&request.process)?;
         Err(launcher.run(program, invocation(&request.process)?, has_home))
     };

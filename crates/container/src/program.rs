@@ -219,6 +219,7 @@ impl Launcher {
 
     fn run_guest(&self, guest: Box<dyn Guest>, shims: &[RawFd], invocation: Invocation) -> ! {
         name_process(&invocation.args);
+        let _ = sys::forget_environment();
         // From here on only the guest runs: nothing may reach the log or any other descriptor
         // of the shim's. What the guest's own loading has opened stays: memories are mapped
         // from the artifact when they are made.

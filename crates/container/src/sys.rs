@@ -2,6 +2,7 @@
 //! requests to terminals, giving memory back.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
@@ -31,30 +32,59 @@ pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
     }
 }
 
-/// Where the kernel has laid out the process's arguments, from where to where: the same in all that are cloned from it.
-static ARGUMENTS: OnceLock<(usize, usize)> = OnceLock::new();
+/// Where the kernel has laid out what the process was started with: the same in all that are cloned from it.
+#[derive(Clone)]
+pub(crate) struct Place {
+    arguments: Range<usize>,
+    environment: Range<usize>,
+}
 
-/// Finds out where the process's arguments are, for itself and for all that it clones, who may have no /proc.
+static PLACE: OnceLock<Place> = OnceLock::new();
+
+/// Finds out where the process's arguments and environment are, for itself and for all that it clones, who may have no
+/// /proc.
 ///
 /// # Errors
 /// /proc cannot be read, or does not tell.
-pub(crate) fn find_arguments() -> io::Result<(usize, usize)> {
-    if let Some(place) = ARGUMENTS.get() {
-        return Ok(*place);
+pub(crate) fn find_arguments() -> io::Result<&'static Place> {
+    if let Some(place) = PLACE.get() {
+        return Ok(place);
     }
     let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // arg_start and arg_end are the 48th and 49th fields, the 46th and 47th after the name, which may
+    // arg_start, arg_end, env_start and env_end are the 48th to 51st fields, the 46th and so on after the name, which may
     // have any characters (proc_pid_stat(5)).
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-    let mut ends = fields.split(' ').skip(45).map_while(|at| at.parse().ok());
-    match (ends.next(), ends.next()) {
-        (Some(start @ 1..), Some(end)) if start < end => {
-            Ok(*ARGUMENTS.get_or_init(|| (start, end)))
+    let ends: Vec<usize> = fields
+        .split_ascii_whitespace()
+        .skip(45)
+        .map_while(|at| at.parse().ok())
+        .collect();
+    match ends[..] {
+        [start, end, begin, last, ..]
+            if 0 < start && start < end && end <= begin && begin <= last =>
+        {
+            Ok(PLACE.get_or_init(|| Place {
+                arguments: start..end,
+                environment: begin..last,
+            }))
         }
         _ => Err(io::Error::other(
             "/proc/self/stat does not tell where the arguments are",
         )),
     }
+}
+
+/// Overwrites the environment that the process was started with: containerd's, which may have secrets in it, and which a
+/// guest that is root could read (proc_pid_environ(5)). Nobody in the process is to ask for it after that.
+///
+/// # Errors
+/// It is not known where it is: see [`find_arguments`].
+pub(crate) fn forget_environment() -> io::Result<()> {
+    let Range { start, end } = find_arguments()?.environment.clone();
+    // SAFETY: the kernel has laid it out there, on the first thread's stack, where it stays mapped and writable. What
+    // points there, `environ`, finds empty texts, which are valid.
+    unsafe { std::ptr::write_bytes(start as *mut u8, 0, end - start) };
+    Ok(())
 }
 
 /// Gives the process other arguments in the eyes of others (proc_pid_cmdline(5)), cut to the room that those take that it
@@ -63,7 +93,7 @@ pub(crate) fn find_arguments() -> io::Result<(usize, usize)> {
 /// # Errors
 /// It is not known where they are: see [`find_arguments`].
 pub fn set_arguments<'a>(arguments: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
-    let (start, end) = find_arguments()?;
+    let Range { start, end } = find_arguments()?.arguments.clone();
     // SAFETY: the kernel has laid the arguments out there, on the first thread's stack, where they stay
     // mapped and writable; nothing borrows them, as the standard library copies what it hands out.
     let room = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, end - start) };

@@ -284,10 +284,11 @@ impl Image {
 /// An archive that becomes a file.
 pub type ArchiveFile = Archive<io::BufWriter<tempfile::NamedTempFile>>;
 
-/// Writes an archive of what `fill` adds to a file, which is there whole or as it was before.
+/// Writes an archive of what `fill` adds to a file, which is there whole or as it was before. A symbolic link is followed.
 ///
 /// # Errors
-/// Those of `fill`, and where the file cannot be written.
+/// Those of `fill`, and where the file cannot be written, or is a device, a pipe or the like, in whose place a file
+/// would come.
 pub fn save<T, E: From<Error>>(
     path: &Path,
     fill: impl FnOnce(&mut ArchiveFile) -> Result<T, E>,
@@ -296,7 +297,16 @@ pub fn save<T, E: From<Error>>(
         path: path.into(),
         source,
     };
-    let folder = match path.parent() {
+    let resolved = match fs::canonicalize(path) {
+        Ok(resolved) => resolved,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
+        Err(error) => return Err(failed(error).into()),
+    };
+    if fs::metadata(&resolved).is_ok_and(|metadata| !metadata.is_file()) {
+        let reason = "it is there and no regular file; give the name of one";
+        return Err(failed(io::Error::other(reason)).into());
+    }
+    let folder = match resolved.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
@@ -308,7 +318,7 @@ pub fn save<T, E: From<Error>>(
     let filled = fill(&mut archive)?;
     let file = archive.finish()?.into_inner();
     file.map_err(|error| failed(error.into_error()))?
-        .persist(path)
+        .persist(&resolved)
         .map_err(|error| failed(error.error))?;
     Ok(filled)
 }
@@ -392,6 +402,28 @@ mod tests {
 
     use super::*;
     use crate::{Entry, Layer};
+
+    #[test]
+    fn an_archive_comes_in_the_place_of_no_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let saved = |path: &Path| save(path, |_| Ok::<_, Error>(())).map_err(|e| e.to_string());
+        // A socket stands for whatever is no file.
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        for path in [&socket, &link] {
+            let error = saved(path).unwrap_err();
+            assert!(error.contains("regular file"), "{error}");
+        }
+        let file = folder.path().join("file");
+        fs::write(&file, "before").unwrap();
+        let link = folder.path().join("another");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        saved(&link).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_ne!(fs::read(&file).unwrap(), b"before");
+    }
 
     fn files(tar: &[u8]) -> BTreeMap<String, Vec<u8>> {
         tar::Archive::new(tar)

@@ -314,6 +314,10 @@ impl Task {
                 let _ = signal(&self.container.init, Signal::SIGKILL as u32);
                 self.wait().await;
                 phase = self.lifecycle.lock().await;
+                // Another may have been faster.
+                if *phase == Phase::Deleted {
+                    return Err(Error::Unknown("cannot delete a deleted process".into()));
+                }
             }
             Phase::Stopped => {}
         }

@@ -2,16 +2,18 @@
 //!
 //! | bytes | |
 //! |---|---|
-//! | 16 | [`MAGIC`] |
 //! | 8 | n (little-endian) |
 //! | n | a [`Job`] as JSON |
 //! | ... | the content of each file that it names, one after the other |
 //! | rest | the module |
+//!
+//! Nothing in it says what it is. The worker reads it while it still has all privileges, so it goes by the word of
+//! whoever started it ([`PACKAGE`]), not by bytes that may be a stranger's.
 
 use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
@@ -23,8 +25,8 @@ use crate::digest::{self, Digest};
 use crate::recall::Memory;
 use crate::settings::Time;
 
-/// Begins a package. No wasm file begins so.
-const MAGIC: &[u8; 16] = b"\0lighter package";
+/// The worker's argument that says that its standard input is a package.
+pub(crate) const PACKAGE: &str = "package";
 
 /// The most that an initialisation may be given, in bytes and in files.
 const MAX_BYTES: u64 = 256 << 20;
@@ -135,7 +137,6 @@ impl Initialization {
         };
         let job = serde_json::to_vec(&job)?;
         let mut package = File::from(memfd_create(c"package", MFdFlags::MFD_CLOEXEC)?);
-        package.write_all(MAGIC)?;
         package.write_all(&(job.len() as u64).to_le_bytes())?;
         package.write_all(&job)?;
         let mut digests = Vec::new();
@@ -164,25 +165,18 @@ fn refused(reason: String) -> io::Error {
 }
 
 impl Job {
-    /// The job in the package that standard input is, which then stands before the files; `None`, with
-    /// nothing read, where it is no package.
+    /// The job of the package that standard input is, which then stands before the files.
     ///
     /// # Errors
-    /// When it is cut off.
-    pub(crate) fn read() -> io::Result<Option<Self>> {
+    /// When it is cut off, or not what [`Initialization::pack`] makes.
+    pub(crate) fn read() -> io::Result<Self> {
         let mut input = standard_input()?;
-        let mut magic = [0; MAGIC.len()];
-        match input.read_at(&mut magic, 0) {
-            Ok(read) if magic[..read] == MAGIC[..] => {}
-            _ => return Ok(None),
-        }
-        input.read_exact(&mut magic)?;
         let mut length = [0; 8];
         input.read_exact(&mut length)?;
         let mut job = Vec::new();
         let length = u64::from_le_bytes(length);
         (&input).take(length).read_to_end(&mut job)?;
-        Ok(Some(serde_json::from_slice(&job)?))
+        Ok(serde_json::from_slice(&job)?)
     }
 
     /// How large a file system its files need, in bytes, with a page for every name.

@@ -1,9 +1,9 @@
 //! The compile worker: a process that can do nothing but turn one module into native code.
 //!
-//! Its second argument, if there is one, says how to compile, as JSON ([`Flags`]).
-//! Its standard input is the module, or a program and what it may be composed with (`parts.rs`), and
-//! perhaps what of it is to be run before it is compiled (`package.rs`); its
-//! standard output the file that takes the code, and its
+//! Its further arguments are [`PACKAGE`], if its standard input is one, and, if there is one more, how to compile, as
+//! JSON ([`Flags`]). Its standard input is the module, or a program and what it may be composed with (`parts.rs`); in a
+//! package, before it, what of it is to be run before it is compiled (`package.rs`). Its
+//! standard output is the file that takes the code, and its
 //! standard error takes one line of JSON at the end, the [`Report`]. Text before that line comes
 //! from a compiler that panicked or ran out of memory.
 
@@ -20,12 +20,12 @@ use wasmtime::{Engine, Module, UnknownImportError};
 use crate::artifact::Kind;
 use crate::engine::Concurrency;
 use crate::initialize::initialize;
-use crate::package::Job;
+use crate::package::{Job, PACKAGE};
 use crate::serve::Handler;
 use crate::settings::Flags;
 use crate::{compose, engine, sandbox, unknown};
 
-/// The first argument with which a program has to call [`worker_main`]. The second is the worker's own.
+/// The first argument with which a program has to call [`worker_main`]. The others are the worker's own.
 pub const WORKER_ACTION: &str = "compile-worker";
 
 /// The largest module that is accepted, in bytes.
@@ -63,8 +63,10 @@ fn tell(report: &Report) -> io::Result<()> {
 }
 
 fn run() -> Report {
-    let flags = std::env::args().nth(2);
-    let job = match Job::read() {
+    let mut args = std::env::args().skip(2).peekable();
+    let is_package = args.next_if(|arg| arg == PACKAGE).is_some();
+    let flags = args.next();
+    let job = match is_package.then(Job::read).transpose() {
         Ok(job) => job,
         Err(error) => return Report::Failed(format!("reading what is to be run: {error}")),
     };

@@ -43,9 +43,11 @@ fn annotation(name: &str, text: &str, allowed: &[String]) -> Result<Table, Optio
         let name = name.to_owned();
         return Err(OptionsError::Host { from, name });
     }
+    // Names in a table of the user's own may have dots in them: what begins with a setting's is another's.
     let is_of = |allowed: &String| {
+        let is_table = names::find(allowed) == Some(Kind::Table);
         name.strip_prefix(allowed.as_str())
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            .is_some_and(|rest| rest.is_empty() || (is_table && rest.starts_with('.')))
     };
     if !allowed.iter().any(is_of) {
         return Err(OptionsError::NotAllowed(name.to_owned()));

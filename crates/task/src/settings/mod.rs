@@ -179,6 +179,12 @@ mod tests {
         for other in ["limits.memories", "http"] {
             layers(&[&format!("annotations = ['{other}']")], &memory).unwrap_err();
         }
+        // A name of the user's own that begins with another.
+        let longer = [("config.a.b", "x")];
+        layers(&["annotations = ['config.a']"], &longer).unwrap_err();
+        for allowed in ["config", "config.a.b"] {
+            layers(&[&format!("annotations = ['{allowed}']")], &longer).unwrap();
+        }
     }
 
     #[test]

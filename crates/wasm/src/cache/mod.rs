@@ -37,7 +37,7 @@ use nix::unistd::Uid;
 
 use crate::artifact::{self, Kind};
 use crate::digest::{self, Digest, hex};
-use crate::package::Initialization;
+use crate::package::{Initialization, PACKAGE};
 use crate::recall::Memory;
 use crate::sandbox;
 use crate::settings::{Flags, Size};
@@ -63,6 +63,14 @@ pub struct Cache {
     memory: Memory,
     program: PathBuf,
     flags: Flags,
+}
+
+/// What the worker is given. It is told which, as both may begin with bytes of a stranger's choice.
+enum Input {
+    /// A module, or parts of one.
+    Module(File),
+    /// One with its initialisation: what [`Initialization::pack`] has made.
+    Package(File),
 }
 
 impl Cache {
@@ -117,16 +125,7 @@ impl Cache {
         name: &str,
         run: &dyn Fn(Command) -> io::Result<ExitStatus>,
     ) -> Result<File, CacheError> {
-        // The folders may have been removed since the cache was opened: the inner one by whoever has
-        // the lock of all modules.
-        make_private(&self.directory)?;
-        let _lock =
-            lock::of_module(&self.directory, key).map_err(|error| self.write(name, error))?;
-        make_private(&self.entries)?;
-        match self.find(key) {
-            Some(artifact) => Ok(artifact),
-            None => self.make(module, key, name, run),
-        }
+        self.found_or_made(Input::Module(module), key, name, run)
     }
 
     /// The native code of `module`, open for reading; compiled now if it never was. Blocks.
@@ -159,16 +158,7 @@ impl Cache {
         // module meanwhile must not have its code filed under the digest of another's.
         let copy = anonymous_file(c"module").map_err(read)?;
         let digest = digest::of_copy(module, &copy, size).map_err(read)?;
-        // They may have been removed since the cache was opened: the inner one by whoever has the
-        // lock of all modules.
-        make_private(&self.directory)?;
-        let _lock =
-            lock::of_module(&self.directory, &digest).map_err(|error| self.write(name, error))?;
-        make_private(&self.entries)?;
-        match self.find(&digest) {
-            Some(artifact) => Ok(artifact),
-            None => self.make(copy, &digest, name, run),
-        }
+        self.found_or_made(Input::Module(copy), &digest, name, run)
     }
 
     /// As [`Cache::artifact`], of the module that `initialization` leaves when it has been run.
@@ -236,7 +226,27 @@ impl Cache {
         let packed = initialization.pack(module, size, key);
         let (package, key) = packed.map_err(given(name))?;
         let name = format!("{name}, initialised by {}", initialization.function);
-        self.artifact_of(&key, package, &name, run)
+        self.found_or_made(Input::Package(package), &key, &name, run)
+    }
+
+    /// The native code that is kept under `key`; where there is none, it is made of `input`, by one caller.
+    fn found_or_made(
+        &self,
+        input: Input,
+        key: &Digest,
+        name: &str,
+        run: &dyn Fn(Command) -> io::Result<ExitStatus>,
+    ) -> Result<File, CacheError> {
+        // The folders may have been removed since the cache was opened: the inner one by whoever has
+        // the lock of all modules.
+        make_private(&self.directory)?;
+        let _lock =
+            lock::of_module(&self.directory, key).map_err(|error| self.write(name, error))?;
+        make_private(&self.entries)?;
+        match self.find(key) {
+            Some(artifact) => Ok(artifact),
+            None => self.make(input, key, name, run),
+        }
     }
 
     /// The intact artifact of the module with this digest. A damaged or foreign file in its place
@@ -257,10 +267,10 @@ impl Cache {
         })
     }
 
-    /// Compiles `module`. The caller holds its lock.
+    /// Compiles `input`. The caller holds its lock.
     fn make(
         &self,
-        module: File,
+        input: Input,
         digest: &Digest,
         name: &str,
         run: &dyn Fn(Command) -> io::Result<ExitStatus>,
@@ -268,7 +278,7 @@ impl Cache {
         let write = |error| self.write(name, error);
         let path = self.entries.join(hex(digest));
         let draft = Draft::new(&path).map_err(write)?;
-        let kind = self.compile(module, &draft.file, name, run)?;
+        let kind = self.compile(input, &draft.file, name, run)?;
         artifact::seal(&draft.file, kind, digest, name).map_err(write)?;
         // Opened anew, so that nobody is given a way to write it; and before others can remove it.
         let own = format!("/proc/self/fd/{}", draft.file.as_raw_fd());
@@ -284,10 +294,10 @@ impl Cache {
         Ok(artifact)
     }
 
-    /// Runs the worker on `module`, with its native code going to `code`.
+    /// Runs the worker on `input`, with its native code going to `code`.
     fn compile(
         &self,
-        mut module: File,
+        input: Input,
         code: &File,
         name: &str,
         run: &dyn Fn(Command) -> io::Result<ExitStatus>,
@@ -297,16 +307,23 @@ impl Cache {
             program: self.program.clone(),
             source,
         };
-        module.rewind().map_err(spawn)?;
+        let (mut given, is_package) = match input {
+            Input::Module(module) => (module, false),
+            Input::Package(package) => (package, true),
+        };
+        given.rewind().map_err(spawn)?;
         let mut words = anonymous_file(c"report").map_err(spawn)?;
         let mut command = Command::new(&self.program);
         command
             .arg(WORKER_ACTION)
             .env_clear()
             .current_dir("/")
-            .stdin(module)
+            .stdin(given)
             .stdout(Stdio::from(code.try_clone().map_err(spawn)?))
             .stderr(Stdio::from(words.try_clone().map_err(spawn)?));
+        if is_package {
+            command.arg(PACKAGE);
+        }
         if self.flags != Flags::default() {
             command.arg(serde_json::to_string(&self.flags).expect("flags are plain data"));
         }

@@ -1,5 +1,6 @@
 //! Bodies on their way between a client and a guest.
 
+use std::mem;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -89,6 +90,49 @@ pub(super) fn whole(data: impl Into<Bytes>) -> WasiBody {
         .boxed_unsync()
 }
 
+/// A body whose frames have at most [`PIECE`] bytes.
+struct InPieces {
+    body: WasiBody,
+    rest: Bytes,
+}
+
+/// How large a piece of a response is at most when its connection gets it, in bytes. Whether the client takes
+/// anything is judged by pieces; and a piece is kept, in HTTP/2 one for each request, until it has been sent.
+const PIECE: usize = 64 << 10;
+
+impl Body for InPieces {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Next> {
+        let mut data = mem::take(&mut self.rest);
+        if data.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) if length(&frame) > PIECE as u64 => {
+                    data = frame.into_data().unwrap_or_default();
+                }
+                frame => return Poll::Ready(frame),
+            }
+        }
+        self.rest = data.split_off(data.len().min(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        if let Some(upper) = body.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint.set_lower(body.lower().saturating_add(rest));
+        hint
+    }
+}
+
 /// At most `most` bytes of a request's body.
 pub(super) fn limited(
     body: Incoming,
@@ -132,6 +176,10 @@ pub(super) fn answer(
     mut asked: Asked,
 ) -> WasiBody {
     let mut broken = None;
+    let body = InPieces {
+        body,
+        rest: Bytes::new(),
+    };
     with_frames(body, move |body, context| {
         let _ = &counted;
         asked.has_room();
@@ -153,4 +201,35 @@ pub(super) fn answer(
         context.waker().wake_by_ref();
         Poll::Pending
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    #[test]
+    fn a_large_frame_is_given_in_pieces_to_its_end() {
+        let all: Bytes = (0..3 * PIECE + 1).map(|at| at as u8).collect();
+        let mut body = InPieces {
+            body: whole(all.clone()),
+            rest: Bytes::new(),
+        };
+        let mut context = Context::from_waker(Waker::noop());
+        let mut given = Vec::new();
+        for left in [3 * PIECE + 1, 2 * PIECE + 1, PIECE + 1, 1] {
+            assert!(!body.is_end_stream());
+            assert_eq!(body.size_hint().exact(), Some(left as u64));
+            match Pin::new(&mut body).poll_frame(&mut context) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    assert_eq!(length(&frame), left.min(PIECE) as u64);
+                    given.extend_from_slice(&frame.into_data().unwrap());
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(body.is_end_stream());
+        assert_eq!(given, all);
+    }
 }

@@ -1,10 +1,14 @@
 //! What is known of one connection's client: whether it has requests, and takes their responses.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -46,8 +50,10 @@ pub(super) struct Client {
     requests: Arc<Count>,
     /// Responses whose next part it has to make room for.
     untaken: Arc<Count>,
-    /// Parts of responses that it has made room for.
+    /// Parts of responses that it has made room for, and writes of which its connection has taken something.
     taken: AtomicU64,
+    /// Whether its connection takes no more at the moment.
+    is_full: AtomicBool,
     /// What its thread knows of its requests.
     awake: Arc<Awake>,
 }
@@ -64,6 +70,7 @@ impl Client {
             requests: Arc::default(),
             untaken: Arc::default(),
             taken: AtomicU64::new(0),
+            is_full: AtomicBool::new(false),
             awake,
         }
     }
@@ -78,27 +85,105 @@ impl Client {
         }
     }
 
-    /// Waits until the client has had no request for a time.
+    /// Its connection `stream`, which tells how it takes what is written.
+    pub(super) fn through(self: &Arc<Self>, stream: TcpStream) -> Through {
+        Through {
+            stream,
+            client: self.clone(),
+        }
+    }
+
+    /// Waits until the client has had no request for a time, and has been sent all that there was for it.
     pub(super) async fn asks_nothing(&self, time: Duration) {
         loop {
             self.requests.wait_for(false).await;
-            if timeout(time, self.requests.wait_for(true)).await.is_err() {
+            let before = self.taken.load(Ordering::Relaxed);
+            // Also one that is over by the time that this task has its turn.
+            let next = timeout(time, self.requests.wait_for_next()).await;
+            if next.is_err() && self.has_taken_nothing_since(before) {
                 return;
             }
         }
     }
 
     /// Waits until there has been something for the client all of a time, of which it has taken
-    /// nothing.
+    /// nothing: it opens no window (RFC 9113, section 5.2). Where it is the connection that takes no more, the kernel ends
+    /// that.
     pub(super) async fn takes_nothing(&self, time: Duration) {
         loop {
             self.untaken.wait_for(true).await;
             let before = self.taken.load(Ordering::Relaxed);
             sleep(time).await;
-            let is_same = self.taken.load(Ordering::Relaxed) == before;
-            if is_same && self.untaken.now() > 0 {
+            if self.has_taken_nothing_since(before) && self.untaken.now() > 0 {
                 return;
             }
         }
+    }
+
+    /// Whether it has taken as many parts as `before`, and nothing waits to be written.
+    fn has_taken_nothing_since(&self, before: u64) -> bool {
+        self.taken.load(Ordering::Relaxed) == before && !self.is_full.load(Ordering::Relaxed)
+    }
+}
+
+/// The connection to a client of HTTP/2, where much may wait of responses that are over for the guest.
+pub(super) struct Through {
+    stream: TcpStream,
+    client: Arc<Client>,
+}
+
+impl Through {
+    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.client
+            .is_full
+            .store(written.is_pending(), Ordering::Relaxed);
+        if written.is_ready() {
+            self.client.taken.fetch_add(1, Ordering::Relaxed);
+        }
+        written
+    }
+}
+
+impl AsyncRead for Through {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Through {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(context, bytes);
+        this.note(written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(context, parts);
+        this.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
 }

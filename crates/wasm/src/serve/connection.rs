@@ -11,6 +11,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -71,6 +72,7 @@ impl Protocol {
         guests: Guests,
         mut ending: watch::Receiver<bool>,
     ) {
+        end_unless_taken(&stream, self.send_time);
         let begun = tokio::select! {
             begun = timeout(self.header_time, preface::is_sent(&stream)) => begun,
             _ = ending.wait_for(|ending| *ending) => return,
@@ -105,7 +107,6 @@ impl Protocol {
                 // The answer goes out before what is seldom of any use.
                 biased;
                 ended = &mut connection => break ended,
-                () = client.takes_nothing(self.send_time) => return,
                 _ = ending.wait_for(|ending| *ending), if !is_ending => {
                     is_ending = true;
                     std::pin::Pin::new(&mut connection).graceful_shutdown();
@@ -134,7 +135,8 @@ impl Protocol {
             let client = client.clone();
             service_fn(move |request| answer_and_tell(guests.clone(), client.clone(), request))
         };
-        let connection = self.second.serve_connection(TokioIo::new(stream), service);
+        let through = client.through(stream);
+        let connection = self.second.serve_connection(TokioIo::new(through), service);
         let mut connection = pin!(connection);
         let mut is_ending = false;
         loop {
@@ -151,6 +153,14 @@ impl Protocol {
             connection.as_mut().graceful_shutdown();
         }
     }
+}
+
+/// Has the kernel end a connection whose client takes nothing of what has been written for `time` (tcp(7),
+/// `TCP_USER_TIMEOUT`). Only it knows: a client that takes little at a time leaves no room here for long.
+fn end_unless_taken(stream: &TcpStream, time: Duration) {
+    let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    // Zero would be the system's own time.
+    let _ = set_tcp_user_timeout(stream, milliseconds.max(1));
 }
 
 /// As [`answer`], and tells of it where that is set.

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use tokio::io::AsyncWriteExt;
@@ -26,6 +27,9 @@ use crate::keyvalue;
 use crate::signals;
 use crate::state::Common;
 use crate::stdio::Output;
+
+/// How often at most it is told that no connection can be accepted: it may be so for long.
+const SELDOM: Duration = Duration::from_secs(10);
 
 /// Said to a client over the limit of connections, before its request is read.
 const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
@@ -145,12 +149,16 @@ async fn tick(engine: Engine, instances: Arc<Count>) {
 
 /// Hands connections out, each to the thread that has the fewest.
 async fn accept(listener: TcpListener, servers: &[Server], shared: &Shared, most: usize) {
+    let mut told: Option<Instant> = None;
     loop {
         let mut stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Mostly too many open files: some will be closed.
-                tell(&format!("accepting a connection: {error}\n"));
+                if told.is_none_or(|told| told.elapsed() > SELDOM) {
+                    tell(&format!("accepting a connection: {error}\n"));
+                    told = Some(Instant::now());
+                }
                 tokio::time::sleep(TICK).await;
                 continue;
             }

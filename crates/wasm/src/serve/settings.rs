@@ -82,6 +82,13 @@ impl Settings {
         let request_time = match (env.text(REQUEST_SECONDS), http.request_time) {
             // Which may be part of a second.
             (None, Some(time)) => time.0,
+            (Some(value), Some(time)) if time.0 < Duration::from_secs(1) => {
+                return Err(wrong(
+                    REQUEST_SECONDS,
+                    value,
+                    "left out: http.request_time is set to less than a second, which is the most",
+                ));
+            }
             _ => Duration::from_secs(env.bounded(REQUEST_SECONDS, seconds)?),
         };
         let requests = Bound(
@@ -115,7 +122,7 @@ impl Settings {
 
     /// That a request took longer than it may, for a sentence.
     pub(super) fn longer_than(&self) -> String {
-        format!("longer than {} s", self.request_time.as_secs())
+        format!("longer than {} s", self.request_time.as_secs_f64())
     }
 
     /// How many requests an instance of WASI 0.2 gets.
@@ -250,6 +257,18 @@ mod tests {
             let reason = limited(&[more]).unwrap_err();
             assert!(reason.contains(setting), "{reason}");
         }
+    }
+
+    #[test]
+    fn no_container_gets_more_than_a_part_of_a_second() {
+        let of = |env: &[&str]| {
+            with(env, |set| {
+                set.http.request_time = Some(Time(Duration::from_millis(200)));
+            })
+        };
+        assert_eq!(of(&[]).unwrap().request_time, Duration::from_millis(200));
+        let reason = of(&["LIGHTER_HTTP_REQUEST_SECONDS=1"]).unwrap_err();
+        assert!(reason.contains("http.request_time"), "{reason}");
     }
 
     #[test]

@@ -322,3 +322,26 @@ fn shapes_made_to_exhaust_end_with_an_answer() {
         }
     }
 }
+
+/// What a stranger's file says of itself does not make it a package, which the worker reads before it is isolated.
+#[test]
+fn a_module_is_no_package_whatever_it_begins_with() {
+    let module = common::wasm(
+        r#"(module
+            (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (func (export "_start"))
+            (func (export "first") (call $exit (i32.const 77))))"#,
+    );
+    let job = br#"{"function":"first","time":"1s","files":[]}"#;
+    let length = (job.len() as u64).to_le_bytes();
+    for begin in [&b"\0lighter package"[..], b""] {
+        let package = [begin, &length, job, &module].concat();
+        let workshop = common::Workshop::new();
+        let error = workshop.compile(&package).expect_err("it is no wasm");
+        assert!(
+            matches!(error, wasm::CacheError::Refused { .. }),
+            "{error:?}"
+        );
+        assert!(!error.to_string().contains("77"), "{error}");
+    }
+}
