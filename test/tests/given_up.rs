@@ -1,7 +1,7 @@
 //! Creates that are given up while a guest is being compiled: by a deadline, as a kubelet's, or by a
 //! client that goes away.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use containerd_client::tonic::Code;
@@ -19,7 +19,11 @@ use nix::{
 };
 use tokio::sync::oneshot;
 
-each_containerd!(the_next_attempt_finds_it_compiled, a_caller_that_goes_away);
+each_containerd!(
+    the_next_attempt_finds_it_compiled,
+    a_caller_that_goes_away,
+    an_end_while_an_exec_is_compiled,
+);
 
 mod pods {
     use super::*;
@@ -101,6 +105,29 @@ impl Drop for Worker {
         // Nothing may stand still for ever; mostly it has ended.
         let _ = kill(self.0, Signal::SIGCONT);
     }
+}
+
+/// A container's end does not wait for the guest of a process that was to be added.
+fn an_end_while_an_exec_is_compiled(engine: &Containerd) -> Result<()> {
+    let workshop = Workshop::new(engine)?;
+    let container = workshop.container(&["/bin/sleep", "1000"]).create()?;
+    container.start()?;
+    let added = container.exec([&workshop.program])?.add()?;
+    thread::scope(|scope| {
+        let starting = scope.spawn(|| added.start());
+        let worker = Worker::catch(engine, container.id())?;
+        container.kill(Signal::SIGKILL)?;
+        let told = container.wait_for_event("exit");
+        // It has stood still until now.
+        drop(worker);
+        // Whether it is said to have been started does not matter.
+        let _ = starting.join();
+        told.map(drop)
+    })?;
+    drop(added);
+    let id = container.id().to_owned();
+    ensure!(container.finish()?.status == 137);
+    engine.ensure_gone(&id)
 }
 
 /// In a pod, whose daemon lives on, the compilation does too.

@@ -8,6 +8,7 @@ use clap::{ArgGroup, Args};
 use image::{ArchiveFile, Artifact, Entry, Image, Layer, Name, Platform, Saved};
 
 use crate::containerd::Containerd;
+use crate::say::say;
 use crate::{docker, inspect};
 
 const EXAMPLES: &str = "\
@@ -126,7 +127,7 @@ impl Build {
         if self.docker {
             docker::load(archive)?;
         }
-        println!("{} {}", saved.name, saved.manifest);
+        say!("{} {}", saved.name, saved.manifest);
         Ok(())
     }
 

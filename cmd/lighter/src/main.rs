@@ -7,6 +7,7 @@ mod containerd;
 mod docker;
 mod inspect;
 mod layout;
+mod say;
 
 use std::{env, process::ExitCode};
 

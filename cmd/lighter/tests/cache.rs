@@ -127,6 +127,29 @@ fn a_digest_or_a_part_that_is_clear_is_removed() {
     );
 }
 
+/// Whoever reads may have had enough: all is done all the same, without a word.
+#[test]
+fn a_reader_that_has_gone_is_no_trouble() {
+    let workshop = Workshop::new();
+    workshop.done("warm", &["1.wasm", "2.wasm", "3.wasm"]);
+    let digests = [workshop.digest("1.wasm"), workshop.digest("2.wasm")];
+    let digests = digests.each_ref().map(String::as_str);
+    for (command, args) in [("ls", &[][..]), ("rm", &digests), ("stat", &[])] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_lighter"))
+            .current_dir(&workshop.0)
+            .args(["cache", command, "--cache-dir", "cache"])
+            .args(args)
+            .stdout(writer)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+        assert!(output.stderr.is_empty(), "{command}: {output:?}");
+    }
+    assert_eq!(workshop.listed().len(), 1);
+}
+
 #[test]
 fn pruning_begins_with_other_versions_and_what_was_not_used_for_longest() {
     let workshop = Workshop::new();

@@ -10,6 +10,7 @@ use containerd_shim::protos::protobuf::MessageField;
 use nix::sys::signal::Signal;
 use oci_spec::runtime as oci;
 use tokio::sync::{Mutex, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::daemon::Daemon;
 use crate::error::Error;
@@ -133,9 +134,18 @@ impl ExecProcess {
             terminal: self.paths.terminal,
             guest: guests::write(&self.task.options().guest),
         };
+        let gone = CancellationToken::new();
         let artifact = |wanted: Wanted| {
             let task = &self.task;
-            daemon.artifact(task.id(), &bundle, task.options(), wanted)
+            let made = daemon.artifact(task.id(), &bundle, task.options(), wanted);
+            let gone = gone.clone();
+            async move {
+                tokio::select! {
+                    biased;
+                    made = made => made,
+                    () = gone.cancelled() => Err("the process has ended meanwhile".to_owned()),
+                }
+            }
         };
         let (told, ended) = oneshot::channel();
         let born = |process: Process, console: Option<Console>| {
@@ -147,9 +157,12 @@ impl ExecProcess {
             let _ = self.process.set(process);
             let process = self.clone();
             let publisher = daemon.publisher.clone();
+            let gone = gone.clone();
             tokio::spawn(async move {
+                let exit = exit.await;
+                gone.cancel();
                 // The reaper goes only with the daemon; the start tells whether there was one.
-                if let Ok(exit) = exit.await
+                if let Ok(exit) = exit
                     && ended.await == Ok(())
                 {
                     process.end(&publisher, exit).await;

@@ -250,10 +250,18 @@ impl containerd_shim::Task for Service {
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
         self.calm.disturb();
-        let started = match self.process(&request.id, &request.exec_id)? {
-            Process::Init(task) => task.start(&self.daemon).await,
-            Process::Exec(_, exec) => exec.start(&self.daemon).await,
-        };
+        let process = self.process(&request.id, &request.exec_id)?;
+        let daemon = self.daemon.clone();
+        // To its end, whatever becomes of the call: what has been born is to be known as running, and its end to be told.
+        let started = tokio::spawn(async move {
+            match process {
+                Process::Init(task) => task.start(&daemon).await,
+                Process::Exec(_, exec) => exec.start(&daemon).await,
+            }
+        });
+        let started = started
+            .await
+            .unwrap_or_else(|error| Err(Error::Unknown(error.to_string())));
         let pid = started.inspect_err(|error| {
             log::error!("start of {} {}: {error}", request.id, request.exec_id);
         })?;

@@ -3,6 +3,7 @@
 mod containerd;
 mod warm;
 
+use crate::say::say;
 use std::{
     collections::BTreeSet,
     path::PathBuf,
@@ -85,9 +86,13 @@ impl Ls {
     fn run(self) -> Result<()> {
         let entries = self.place.entries()?;
         let width = if self.no_trunc { 64 } else { 12 };
-        println!(
+        say!(
             "{:width$}  {:9}  {:>9}  {:9}  {:7}  NAME",
-            "DIGEST", "KIND", "SIZE", "USED", "VERSION"
+            "DIGEST",
+            "KIND",
+            "SIZE",
+            "USED",
+            "VERSION"
         );
         for entry in entries {
             let source = entry.source();
@@ -99,7 +104,7 @@ impl Ls {
                 ),
                 None => ("-".into(), "-".into()),
             };
-            println!(
+            say!(
                 "{:width$}  {kind:9}  {:>9}  {:9}  {:7}  {name}",
                 &entry.digest[..width],
                 shown(entry.size),
@@ -159,7 +164,7 @@ impl Rm {
             if wanted.contains(entry.digest.as_str()) {
                 let removed = inventory.remove(entry);
                 removed.with_context(|| format!("cannot remove {}", entry.digest))?;
-                println!("{}", entry.digest);
+                say!("{}", entry.digest);
             }
         }
         Ok(())
@@ -193,9 +198,9 @@ impl Prune {
         let removed =
             prune().with_context(|| format!("cannot prune {}", self.place.cache_dir.display()))?;
         for entry in &removed {
-            println!("{}", entry.digest);
+            say!("{}", entry.digest);
         }
-        println!("freed {}", shown(total(&removed)));
+        say!("freed {}", shown(total(&removed)));
         Ok(())
     }
 }
@@ -227,20 +232,20 @@ impl Stat {
         let all = total(&entries);
         let (this, other): (Vec<&Entry>, Vec<&Entry>) =
             entries.iter().partition(|entry| entry.current);
-        println!("folder          {}", self.place.cache_dir.display());
-        println!("entries         {}", entries.len());
-        println!("size            {} ({all} bytes)", shown(all));
-        println!(
+        say!("folder          {}", self.place.cache_dir.display());
+        say!("entries         {}", entries.len());
+        say!("size            {} ({all} bytes)", shown(all));
+        say!(
             "this version    {} in {}",
             shown(total(this.iter().copied())),
             this.len()
         );
-        println!(
+        say!(
             "other versions  {} in {}",
             shown(total(other.iter().copied())),
             other.len()
         );
-        println!("default limit   {}", shown(DEFAULT_CACHE_SIZE.0));
+        say!("default limit   {}", shown(DEFAULT_CACHE_SIZE.0));
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use std::{
     time::Instant,
 };
 
+use crate::say::say;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
@@ -121,8 +122,8 @@ fn compile(cache: &wasm::Cache, module: Module) -> Result<(), wasm::CacheError> 
         None => cache.artifact(&file, &name, &run)?,
     };
     match is_new.into_inner() {
-        true => println!("{name}: compiled in {:.1} s", since.elapsed().as_secs_f64()),
-        false => println!("{name}: is there already"),
+        true => say!("{name}: compiled in {:.1} s", since.elapsed().as_secs_f64()),
+        false => say!("{name}: is there already"),
     }
     Ok(())
 }

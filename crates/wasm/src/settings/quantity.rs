@@ -174,7 +174,7 @@ impl<T> Visitor<'_> for Quantity<T> {
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Quantity {
-            wanted: "a size, such as \"64MiB\" (units: B, KiB, MiB, GiB)",
+            wanted: "a size, such as \"64MiB\" (units: B, KiB, MiB, GiB, TiB)",
             number: Self::of,
             text: Self::parse,
         })

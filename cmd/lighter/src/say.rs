@@ -1,0 +1,20 @@
+//! What is printed for whoever called.
+
+use std::fmt::Arguments;
+use std::io::{self, ErrorKind, Write as _};
+
+/// Prints a line on standard output, as `println!` does. A reader that has gone, as head(1) goes, has had enough:
+/// what there is to do is done all the same.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::say::line(format_args!($($text)*)) };
+}
+pub(crate) use say;
+
+pub(crate) fn line(text: Arguments) {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("printing {text}: {error}");
+        }
+        _ => {}
+    }
+}
