@@ -160,6 +160,9 @@ impl Launcher {
                 if !has_home {
                     home::remove(&mut invocation.env);
                 }
+                if let Err(error) = sys::forget_environment() {
+                    return self.fail(format!("hiding the shim's environment: {error}"));
+                }
                 self.run_guest(guest, &shims, invocation)
             }
             Program::Linux(path) => {
@@ -219,7 +222,6 @@ impl Launcher {
 
     fn run_guest(&self, guest: Box<dyn Guest>, shims: &[RawFd], invocation: Invocation) -> ! {
         name_process(&invocation.args);
-        let _ = sys::forget_environment();
         // From here on only the guest runs: nothing may reach the log or any other descriptor
         // of the shim's. What the guest's own loading has opened stays: memories are mapped
         // from the artifact when they are made.
