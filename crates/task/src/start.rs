@@ -12,7 +12,7 @@ use containerd_shim::cgroup::set_cgroup_and_oom_score;
 use containerd_shim::protos::protobuf::Message;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::{Flags, StartOpts};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, setpgid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -219,9 +219,12 @@ impl Spawned {
         }
     }
 
-    /// Ends it, and removes its socket whoever has that open still.
+    /// Ends it with its zygote, which has nothing to clean up yet and may have too little memory even to
+    /// end, and removes its socket whoever has that open still.
     fn end(self) {
+        // Until it leads a group of its own there is no zygote.
         let _ = kill(self.daemon, Signal::SIGKILL);
+        let _ = killpg(self.daemon, Signal::SIGKILL);
         let _ = waitpid(self.daemon, None);
         self.socket.remove();
     }
