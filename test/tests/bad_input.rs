@@ -3,12 +3,12 @@
 //! containerd refuses by itself is in direct.rs, failing hooks in hooks.rs, a
 //! killed daemon in recovery.rs.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 use containerd_client::{tonic::Code, types::Mount};
 use lighter_test::{
-    Builder, Containerd, Rootfs, code, each_containerd, guest, module,
+    Builder, Containerd, Rootfs, cgroup, code, each_containerd, guest, module,
     options::{RuncOptions, RuntimeOptions},
     run,
     spec::mount,
@@ -28,6 +28,7 @@ each_containerd!(
     passwd_that_is_a_pipe,
     missing_namespace,
     missing_cgroup,
+    cgroup_of_others,
     bad_streams,
     id_twice,
     bad_options,
@@ -370,6 +371,31 @@ fn missing_cgroup(engine: &Containerd) -> Result<()> {
         .args(["/hello.wasm"])
         .spec(|spec| spec["linux"]["resources"]["cpu"] = json!({"cpus": "4000"}));
     refused("a cgroup that cannot be had", builder, &["cpu"])
+}
+
+/// A container is not to share its cgroup: all that is in there ends with it.
+fn cgroup_of_others(engine: &Containerd) -> Result<()> {
+    let path = format!("{}/others", engine.namespace());
+    for controller in ["devices", "memory"] {
+        let folder = cgroup::folder(controller).join(&path).join("below");
+        fs::create_dir_all(&folder)?;
+        let mut other = Command::new("sleep").arg("1000").spawn()?;
+        fs::write(folder.join("cgroup.procs"), other.id().to_string())?;
+        for args in [&["/hello.wasm"][..], &["/bin/true"]] {
+            let builder = engine
+                .container(&Rootfs::guests()?)
+                .args(args)
+                .spec(|spec| spec["linux"]["cgroupsPath"] = json!(format!("/{path}")));
+            let pid = other.id().to_string();
+            refused("a cgroup with processes", builder, &["not empty", &pid])?;
+            assert!(other.try_wait()?.is_none(), "the other's process has ended");
+        }
+        other.kill()?;
+        other.wait()?;
+        cgroup::remove(&folder)?;
+        cgroup::remove(folder.parent().context("it is below")?)?;
+    }
+    Ok(())
 }
 
 fn bad_streams(engine: &Containerd) -> Result<()> {

@@ -1,16 +1,24 @@
 //! Further processes in a running container: wasm and Linux ones, in wasm and Linux containers.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use containerd_client::tonic::Code;
 use lighter_test::{
     Builder, Container, Containerd, Input, RUNC, Rootfs, code, each_containerd, events::Event,
     eventually, leaks::ensure_dead,
 };
-use nix::sys::signal::Signal;
+use nix::{
+    errno::Errno,
+    sys::{
+        inotify::{AddWatchFlags, InitFlags, Inotify},
+        signal::Signal,
+    },
+};
 use serde_json::json;
 
 each_containerd!(
     programs,
+    long_command_lines,
+    terminals_that_are_none,
     streams,
     who_and_where,
     confinement,
@@ -66,6 +74,42 @@ fn programs(engine: &Containerd) -> Result<()> {
             trapped.errors()
         );
     }
+    Ok(())
+}
+
+/// As long as the kernel takes them (execve(2)): more than a packet of a socket holds.
+fn long_command_lines(engine: &Containerd) -> Result<()> {
+    let argument = "x".repeat(100_000);
+    for host in hosts(engine) {
+        let host = host?;
+        let mut counting = [argument.as_str(); 16];
+        counting[..4].copy_from_slice(&["sh", "-c", "echo $# ${#1} ${#12}", "sh"]);
+        let output = host.exec(counting)?.run()?.success()?;
+        assert_eq!(output, "12 100000 100000\n");
+        let mut printing = [argument.as_str(); 14];
+        printing[..2].copy_from_slice(&["/tool.wasm", "args"]);
+        let output = host.exec(printing)?.run()?.success()?;
+        assert_eq!(output.len(), "/tool.wasm\nargs\n".len() + 12 * 100_001);
+    }
+    Ok(())
+}
+
+/// What a container has put where terminals are made is not opened by a process that is in none of its cgroups.
+fn terminals_that_are_none(engine: &Containerd) -> Result<()> {
+    let script = "rm /dev/ptmx; mkfifo /dev/ptmx; echo made; sleep 1000";
+    let host = engine
+        .container(&Rootfs::guests()?)
+        .args(["/bin/sh", "-c", script]);
+    let host = running(host)?;
+    host.wait_for_output("made")?;
+    let watch = Inotify::init(InitFlags::IN_NONBLOCK)?;
+    let place = format!("/proc/{}/root/dev/ptmx", host.pid());
+    watch.add_watch(place.as_str(), AddWatchFlags::IN_OPEN)?;
+    let error = host.exec(["/bin/true"])?.terminal().run().err();
+    let error = error.context("it has a terminal")?;
+    let text = format!("{error:#}");
+    assert!(text.contains("/dev/ptmx"), "{text}");
+    assert_eq!(watch.read_events().err(), Some(Errno::EAGAIN));
     Ok(())
 }
 

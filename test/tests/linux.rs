@@ -3,7 +3,10 @@
 //! itself in the two must be the same. The guest tells through /proc, too.
 
 use anyhow::{Result, ensure};
-use lighter_test::{Builder, Containerd, RUNC, Rootfs, WASMTIME, each_containerd, spec::mount};
+use lighter_test::{
+    Builder, Containerd, RUNC, Rootfs, WASMTIME, each_containerd, options::RuncOptions, spec::mount,
+};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 each_containerd!(
@@ -23,6 +26,8 @@ each_containerd!(
     namespaces,
     user_namespaces,
     devices,
+    devices_without_rules,
+    session_keyring,
     hostname,
     environment_and_cwd,
     resources,
@@ -624,6 +629,64 @@ fn devices(engine: &Containerd) -> Result<()> {
         text.contains("own character special file 640 5 6 1 5"),
         "{text}"
     );
+    Ok(())
+}
+
+/// A configuration that says nothing of devices allows those that every container has.
+fn devices_without_rules(engine: &Containerd) -> Result<()> {
+    let script = "cd /dev; mknod other b 7 0; head -c 1 other; head -c 3 zero | wc -c";
+    for changed in ["/linux/resources", "/linux"] {
+        let text = same(engine, &format!("{{ {script}; }} 2>&1"), |builder| {
+            builder.spec(|spec| {
+                let within = spec.pointer_mut(changed).and_then(Value::as_object_mut);
+                let rules = changed.rsplit('/').next() == Some("linux");
+                let name = if rules { "resources" } else { "devices" };
+                within.expect("it is in the specification").remove(name);
+            })
+        })?;
+        ensure!(text.contains("Operation not permitted"), "{text}");
+        ensure!(text.ends_with("3\n"), "{text}");
+    }
+    Ok(())
+}
+
+/// The session keyring is the container's own, and that of all its processes: only who possesses it sees another user's.
+fn session_keyring(engine: &Containerd) -> Result<()> {
+    let mut seen = Vec::new();
+    for runtime in [RUNC, WASMTIME] {
+        for own in [true, false] {
+            let id = format!("{}-keyring", engine.namespace());
+            let script = format!(
+                "while read -r _ flags _ expiry mask user group kind name; do \
+                    case $name in _ses.{id}:*) echo $flags $expiry $mask $user $group $kind $name;; esac; \
+                 done < /proc/keys"
+            );
+            let options = RuncOptions {
+                no_new_keyring: !own,
+                ..RuncOptions::default()
+            };
+            let container = engine
+                .container(&rootfs()?)
+                .id(&id)
+                .runtime(runtime)
+                .options(options.any())
+                .user(1000, 1000)
+                .spec(|spec| spec["linux"]["maskedPaths"] = json!([]))
+                .args(["/bin/sh", "-c", &format!("{script}; sleep 1000")])
+                .create()?;
+            container.start()?;
+            let added = container
+                .exec(["/bin/sh", "-c", &script])?
+                .run()?
+                .success()?;
+            container.kill(Signal::SIGKILL)?;
+            let output = container.finish()?.text();
+            assert_eq!(added, output, "{runtime}: the added process's, the first's");
+            assert_eq!(!output.is_empty(), own, "{runtime}: {output}");
+            seen.push(output);
+        }
+    }
+    assert_eq!(seen[2..], seen[..2], "ours, runc's");
     Ok(())
 }
 

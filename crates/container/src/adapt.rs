@@ -9,7 +9,9 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilities, Mount, Process, Spec};
+use oci_spec::runtime::{
+    Capabilities, Hook, LinuxCapabilities, LinuxDeviceCgroup, Mount, Process, Spec,
+};
 use pathrs::Root;
 use pathrs::flags::OpenFlags;
 
@@ -47,6 +49,7 @@ pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Apart, Stri
     }
     private_mounts(spec);
     root_propagation(spec);
+    deny_devices(spec);
     if !request.systemd_cgroup && !cgroup::is_v1() {
         no_swap(spec);
     }
@@ -160,6 +163,23 @@ fn root_propagation(spec: &mut Spec) {
     {
         linux.set_rootfs_propagation(Some(plain.to_owned()));
     }
+}
+
+/// What no rule is about is denied, as with runc; a new cgroup of v1 has what the one above it has.
+fn deny_devices(spec: &mut Spec) {
+    let mut all = LinuxDeviceCgroup::default();
+    all.set_access(Some("rwm".to_owned()));
+    let Some(linux) = spec.linux_mut() else {
+        return;
+    };
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    let mut rules = resources.devices().clone().unwrap_or_default();
+    if rules.first().map(ToString::to_string) == Some(all.to_string()) {
+        return;
+    }
+    rules.insert(0, all);
+    resources.set_devices(Some(rules));
+    linux.set_resources(Some(resources));
 }
 
 /// On cgroup v2 swap is counted apart from memory, so a limit of memory and swap together that is
@@ -284,6 +304,26 @@ mod tests {
             root_propagation(&mut with);
             assert_eq!(value(&with)["linux"]["rootfsPropagation"], json!(taken));
         }
+    }
+
+    #[test]
+    fn all_devices_are_denied_first() {
+        let rules = |given: Value| {
+            let mut with = spec(|spec| spec["linux"]["resources"] = given);
+            deny_devices(&mut with);
+            let resources = with.linux().as_ref().unwrap().resources().clone();
+            let rules = resources.unwrap().devices().clone().unwrap();
+            let rule = |rule: &LinuxDeviceCgroup| (rule.allow(), rule.to_string());
+            rules.iter().map(rule).collect::<Vec<_>>()
+        };
+        let all = || (false, "a *:* rwm".to_owned());
+        let null = || (true, "c 1:3 rwm".to_owned());
+        let allow = json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"});
+        let deny = json!({"allow": false, "access": "rwm"});
+        assert_eq!(rules(Value::Null), [all()]);
+        assert_eq!(rules(json!({"devices": []})), [all()]);
+        assert_eq!(rules(json!({"devices": [allow]})), [all(), null()]);
+        assert_eq!(rules(json!({"devices": [deny, allow]})), [all(), null()]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::program::Launcher;
 use crate::rootfs;
 use crate::stdio::{ConsoleSocket, Pty};
 use crate::zygote::{Create, Created};
-use crate::{build, capture, checkpoint};
+use crate::{build, capture, checkpoint, keyring};
 
 /// Builds a container; returns what it is, and the master of its terminal if it has one.
 pub(crate) fn create(
@@ -40,6 +40,7 @@ pub(crate) fn create(
     let (Some(daemon), Some(_birthmark)) = (fds.next(), fds.next()) else {
         return Err("create came without its descriptors".to_owned());
     };
+    give_keyring(request)?;
     let socket = if request.terminal {
         let socket = ConsoleSocket::listen(&request.bundle)
             .map_err(|error| format!("making a socket for the process's terminal: {error}"))?;
@@ -105,6 +106,14 @@ pub(crate) fn create(
         unmount();
     }
     finished
+}
+
+/// Gives this process the session keyring that the container is to have.
+fn give_keyring(request: &Create) -> Result<(), String> {
+    match request.no_new_keyring {
+        true => Ok(()),
+        false => keyring::make(&request.target.id),
+    }
 }
 
 /// What [`build::build`] does, with libcontainer's builder.
@@ -189,6 +198,7 @@ pub(crate) fn restore(
     if request.terminal {
         return Err("a container with a terminal cannot be restored by this shim".to_owned());
     }
+    give_keyring(request)?;
     let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
     rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
     let restored = bundle

@@ -28,6 +28,7 @@ use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::guest::Guests;
 use crate::home;
+use crate::keyring;
 use crate::program::{Launcher, invocation};
 use crate::stdio::Pty;
 use crate::sys;
@@ -41,6 +42,8 @@ pub struct Exec {
     pub process: Process,
     /// Whether it gets a terminal.
     pub terminal: bool,
+    /// The id of the container, whose session keyring it gets; none where that has none of its own.
+    pub keyring_of: Option<String>,
     /// The container's settings for guests, as in [`Create::guest`](crate::Create::guest).
     pub guest: String,
 }
@@ -93,6 +96,9 @@ pub(crate) fn exec(
     }
     adapt::limit_capabilities(process);
     adapt::privileges_are_a_yes_or_nothing(process);
+    if let Some(id) = &request.keyring_of {
+        keyring::join(id)?;
+    }
     let syscall = create_syscall();
     // Its own matter: this process, which is none of the container's, is not to be seen there.
     let cgroup = Cgroup::of(init as u32)

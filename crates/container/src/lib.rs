@@ -29,6 +29,7 @@ mod home;
 mod hooks;
 mod idmap;
 mod init;
+mod keyring;
 mod limit;
 mod memory;
 mod message;

@@ -1,11 +1,14 @@
 //! Messages with file descriptors over sequenced-packet sockets (unix(7), `SOCK_SEQPACKET`).
 //!
-//! One packet is one JSON document; descriptors ride along as `SCM_RIGHTS`.
+//! One packet is one JSON document; descriptors ride along as `SCM_RIGHTS`. A document that is larger than a packet is in
+//! a file in memory, whose descriptor comes before the others, and the packet is [`IN_A_FILE`].
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, sendmsg, socketpair,
@@ -17,9 +20,15 @@ use tokio::io::unix::AsyncFd;
 /// The most descriptors that one message carries.
 pub const MAX_FDS: usize = 8;
 
-/// The largest message, in bytes: far above what an overlay mount of 128 layers needs, and below
-/// the kernel's default socket buffer.
-const MAX_BYTES: usize = 128 * 1024;
+/// The largest packet, in bytes: below the kernel's default socket buffer.
+const MAX_PACKET: usize = 128 * 1024;
+
+/// The largest message, in bytes: far above the arguments and the environment of one process, of which the kernel takes 6 MiB
+/// (execve(2)) and containerd's protocol 4 MiB.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// A packet whose message is in a file. No JSON document begins so.
+const IN_A_FILE: &[u8] = b"\0";
 
 /// A connected pair of sequenced-packet sockets, both closed on exec.
 ///
@@ -39,8 +48,8 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// # Errors
 /// `InvalidInput` when the message is too large; sendmsg(2)'s otherwise.
 pub fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd]) -> io::Result<()> {
-    let body = serde_json::to_vec(message)?;
-    if body.len() > MAX_BYTES || fds.len() > MAX_FDS {
+    let mut body = serde_json::to_vec(message)?;
+    if body.len() as u64 > MAX_BYTES || fds.len() > MAX_FDS {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!(
@@ -50,7 +59,22 @@ pub fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd]) -> 
             ),
         ));
     }
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let file = if body.len() > MAX_PACKET {
+        let file = in_memory(&body)?;
+        IN_A_FILE.clone_into(&mut body);
+        Some(file)
+    } else {
+        None
+    };
+    let with_file: Vec<BorrowedFd>;
+    let fds = match &file {
+        Some(file) => {
+            with_file = [&[file.as_fd()], fds].concat();
+            &with_file
+        }
+        None => fds,
+    };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(fds));
@@ -68,6 +92,14 @@ pub fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd]) -> 
     }
 }
 
+/// A file with these contents, which is nowhere but in memory.
+fn in_memory(contents: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("message", MemfdFlags::CLOEXEC)?);
+    file.write_all(contents)?;
+    file.rewind()?;
+    Ok(file)
+}
+
 /// Receives one packet; `None` when the other side is closed.
 ///
 /// # Errors
@@ -81,8 +113,8 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, 
             result => break result?,
         }
     };
-    let mut body = vec![0; length.min(MAX_BYTES)];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut body = vec![0; length.min(MAX_PACKET)];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         match recvmsg(
@@ -95,7 +127,7 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, 
             result => break result?,
         }
     };
-    let fds = control
+    let mut fds: Vec<OwnedFd> = control
         .drain()
         .filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(fds) => Some(fds),
@@ -103,9 +135,15 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, 
         })
         .flatten()
         .collect();
-    match received.bytes {
-        0 => Ok(None),
-        length => Ok(Some((serde_json::from_slice(&body[..length])?, fds))),
+    match &body[..received.bytes] {
+        [] => Ok(None),
+        IN_A_FILE if !fds.is_empty() => {
+            let file = File::from(fds.remove(0));
+            body.clear();
+            file.take(MAX_BYTES).read_to_end(&mut body)?;
+            Ok(Some((serde_json::from_slice(&body)?, fds)))
+        }
+        body => Ok(Some((serde_json::from_slice(body)?, fds))),
     }
 }
 
@@ -150,7 +188,6 @@ impl AsyncSocket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Write};
 
     #[test]
     fn a_message_brings_its_descriptors() {
@@ -183,9 +220,22 @@ mod tests {
     }
 
     #[test]
+    fn a_large_message_brings_its_descriptors_too() {
+        let (left, right) = pair().unwrap();
+        let (reader, writer) = io::pipe().unwrap();
+        let large = "x".repeat(2 * MAX_PACKET);
+        send(&left, &large, &[writer.as_fd()]).unwrap();
+        drop(writer);
+        let (text, fds): (String, _) = receive(&right).unwrap().unwrap();
+        assert_eq!((text, fds.len()), (large, 1));
+        drop(fds);
+        assert_eq!((&reader).read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
     fn an_oversized_message_is_refused() {
         let (left, _right) = pair().unwrap();
-        let error = send(&left, &"x".repeat(MAX_BYTES), &[]).unwrap_err();
+        let error = send(&left, &"x".repeat(MAX_BYTES as usize), &[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }

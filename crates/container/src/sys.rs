@@ -1,6 +1,7 @@
 //! The system calls that no safe wrapper covers: cloning processes, closing descriptors wholesale,
 //! requests to terminals, giving memory back.
 
+use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -305,6 +306,40 @@ pub fn send_signal(pidfd: BorrowedFd, signal: i32) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Gives the process the session keyring called `name`, an existing one that it may find or a new one
+/// (KEYCTL_JOIN_SESSION_KEYRING(2const)). Returns the keyring's serial number.
+///
+/// # Errors
+/// `EDQUOT` when its user has too many keys, `ENOSYS` from a kernel without keys.
+pub fn join_session_keyring(name: &CStr) -> io::Result<i32> {
+    // SAFETY: the name ends with a NUL and lives through the call, which reads it.
+    match unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_JOIN_SESSION_KEYRING,
+            name.as_ptr(),
+        )
+    } {
+        -1 => Err(io::Error::last_os_error()),
+        serial => Ok(serial as i32),
+    }
+}
+
+/// Lets processes of the user whose the keyring `serial` is find it by its name (keyrings(7), "search permission"), beside
+/// what a new session keyring allows.
+///
+/// # Errors
+/// keyctl(2)'s.
+pub fn let_users_find_keyring(serial: i32) -> io::Result<()> {
+    // All to those that possess it; to its user view, read, search and link (keyctl_setperm(3)).
+    const PERMISSIONS: u32 = 0x3f1b_0000;
+    // SAFETY: this operation takes numbers and touches no memory.
+    match unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_SETPERM, serial, PERMISSIONS) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 

@@ -90,6 +90,8 @@ pub struct Create {
     pub systemd_cgroup: bool,
     /// Whether to move the root mount (`MS_MOVE`) where pivot_root(2) does not work, as on a ramdisk.
     pub no_pivot_root: bool,
+    /// Whether its processes have the daemon's session keyring, not one of their own.
+    pub no_new_keyring: bool,
     /// Its settings for guests, in the words of whoever implements [`Guests`].
     pub guest: String,
     /// The pod that it belongs to, if its sandbox has no container.

@@ -53,17 +53,17 @@ impl Memo {
         fs::write(bundle.join(FILE), serde_json::to_vec(self)?)
     }
 
-    /// Reads the note in `bundle`; without one no daemon got as far as to make anything.
-    pub fn read(bundle: &Path) -> Self {
-        fs::read(bundle.join(FILE))
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_else(|| Self {
-                root: default_root(bundle),
-                systemd_cgroup: false,
-                pid: 0,
-                freed: false,
-            })
+    /// Reads the note in `bundle`; without one no daemon got as far as to make anything. One that cannot be
+    /// understood tells what is so without options.
+    pub fn read(bundle: &Path) -> Option<Self> {
+        let text = fs::read(bundle.join(FILE)).ok()?;
+        let noted = serde_json::from_slice(&text);
+        Some(noted.unwrap_or_else(|_| Self {
+            root: default_root(bundle),
+            systemd_cgroup: false,
+            pid: 0,
+            freed: false,
+        }))
     }
 }
 
@@ -78,7 +78,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let bundle = tempfile::tempdir().unwrap();
-        let unknown = Memo::read(bundle.path());
+        assert!(Memo::read(bundle.path()).is_none());
+        // The machine went down while it was written.
+        fs::write(bundle.path().join(FILE), "").unwrap();
+        let unknown = Memo::read(bundle.path()).unwrap();
         assert_eq!(unknown.root, bundle.path().join("lighter"));
         assert!(!unknown.freed);
         let options = Options {
@@ -89,7 +92,7 @@ mod tests {
         let mut memo = Memo::new("ns", bundle.path(), &options);
         (memo.pid, memo.freed) = (7, true);
         memo.write(bundle.path()).unwrap();
-        let memo = Memo::read(bundle.path());
+        let memo = Memo::read(bundle.path()).unwrap();
         assert_eq!(memo.root, Path::new("/r/ns"));
         assert_eq!((memo.systemd_cgroup, memo.pid, memo.freed), (true, 7, true));
     }

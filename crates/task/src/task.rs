@@ -94,6 +94,10 @@ impl Task {
                 .check_rootfs()
                 .map_err(|error| Error::InvalidArgument(error.to_string()))?;
         }
+        // What is in there would be killed with the container.
+        Cgroup::of_spec(&bundle.spec, &request.id, options.systemd_cgroup)
+            .and_then(|cgroup| cgroup.ensure_free())
+            .map_err(|error| Error::Unknown(format!("OCI runtime create failed: {error}")))?;
         let paths = StdioPaths {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -551,6 +555,7 @@ fn create_request(
         terminal: request.terminal,
         systemd_cgroup: options.systemd_cgroup,
         no_pivot_root: options.no_pivot_root,
+        no_new_keyring: options.no_new_keyring,
         guest: guests::write(&options.guest),
         pod: None,
         restore: (!request.checkpoint.is_empty()).then(|| Restore {

@@ -57,6 +57,25 @@ impl Cgroup {
         Ok(pids.into_iter().collect())
     }
 
+    /// Makes sure that a container may have the cgroup: that nobody is in it or below it, on v1 in any of
+    /// its hierarchies.
+    ///
+    /// # Errors
+    /// [`Error::Taken`]; [`Error::Io`] or [`Error::Malformed`] when the kernel's lists cannot be read.
+    pub fn ensure_free(&self) -> Result<()> {
+        for folder in self.folders() {
+            let mut pids = BTreeSet::new();
+            collect(folder, &mut pids)?;
+            if !pids.is_empty() {
+                return Err(Error::Taken {
+                    path: folder.to_path_buf(),
+                    pids: pids.into_iter().collect(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Opens the way into the cgroup, for a process that will not be able to reach its folders any
     /// more.
     ///

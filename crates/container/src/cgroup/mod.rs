@@ -88,6 +88,17 @@ pub enum Error {
         /// This process.
         pid: u32,
     },
+    /// A container was to have a cgroup that others are in, who would end with it.
+    #[error(
+        "cgroup {path} is not empty (processes {pids:?}): give the container another cgroupsPath, or \
+         end them"
+    )]
+    Taken {
+        /// The folder of the cgroup.
+        path: PathBuf,
+        /// The processes in it.
+        pids: Vec<u32>,
+    },
     /// The processes of a cgroup outlived SIGKILL for longer than removal waits.
     #[error(
         "cgroup {path} is still busy {seconds} s after SIGKILL (processes {pids:?}): see \
@@ -245,7 +256,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// As [`Cgroup::at`].
-    pub(crate) fn of_spec(spec: &Spec, id: &str, systemd: bool) -> Result<Cgroup> {
+    pub fn of_spec(spec: &Spec, id: &str, systemd: bool) -> Result<Cgroup> {
         let linux = spec.linux().as_ref();
         let given = linux.map_or(&None, Linux::cgroups_path);
         Self::at(&get_cgroup_path(given, id), systemd)

@@ -1,14 +1,21 @@
 //! Pseudo terminals (pty(7)) as they are made for a process.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 
-use nix::fcntl::OFlag;
-use nix::pty::{posix_openpt, unlockpt};
+use nix::sys::stat::makedev;
 use nix::unistd::{Uid, fchown};
 use oci_spec::runtime::Process;
+use pathrs::HandleRef;
+use pathrs::flags::OpenFlags;
+use rustix::pty::unlockpt;
 
 use crate::sys;
+
+/// Where terminals are made (pts(4)).
+const MULTIPLEXER: &str = "/dev/ptmx";
 
 /// A terminal: what its process has, and what whoever sits in front of it has.
 pub(crate) struct Pty {
@@ -25,13 +32,26 @@ impl Pty {
     /// What failed, and why.
     pub(crate) fn open(process: &Process, owner: Uid) -> Result<Self, String> {
         let open = || -> io::Result<OwnedFd> {
+            // What lies there is the container's own choice, whose cgroups this process is not in: nothing else is
+            // opened, as that alone may do something.
+            let found = File::options()
+                .read(true)
+                .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+                .open(MULTIPLEXER)?;
+            let metadata = found.metadata()?;
+            if !metadata.file_type().is_char_device() || metadata.rdev() != makedev(5, 2) {
+                return Err(io::Error::other("it is not the device 5:2"));
+            }
             // Before there is a session of the process's own, and closed by its program's start.
-            let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
-            // What is no terminal's master, whatever lies at /dev/ptmx, refuses this.
+            let flags = OpenFlags::O_RDWR | OpenFlags::O_NOCTTY | OpenFlags::O_CLOEXEC;
+            let master = HandleRef::from_fd(found.as_fd()).reopen(flags);
+            let master = OwnedFd::from(master.map_err(io::Error::other)?);
             unlockpt(&master)?;
-            Ok(master.into())
+            Ok(master)
         };
-        let master = open().map_err(|error| format!("making the process's terminal: {error}"))?;
+        let master = open().map_err(|error| {
+            format!("making the process's terminal with the container's {MULTIPLEXER}: {error}")
+        })?;
         Self::new(master, Some(process), owner)
     }
 

@@ -40,11 +40,11 @@ pub struct Options {
     pub criu_work_path: String,
     /// The settings that a container's annotations may change, each by its name or its table's.
     pub annotations: Vec<String>,
+    /// Whether containers have containerd's session keyring, not one of their own.
+    pub no_new_keyring: bool,
     // Accepted because containerd's own tools send them; they have no meaning here.
     /// An OCI runtime's program; there is none here.
     pub binary_name: String,
-    /// Whether to keep the session keyring, which is always kept.
-    pub no_new_keyring: bool,
     /// A checkpoint to restore from, which containerd hands over in another place.
     pub criu_image_path: String,
     /// What can be set of guests.
@@ -55,10 +55,7 @@ pub struct Options {
 impl Options {
     /// The names of options that are set and have no meaning here, for the log.
     pub fn ignored(&self) -> Vec<&'static str> {
-        let set = [
-            ("BinaryName", !self.binary_name.is_empty()),
-            ("NoNewKeyring", self.no_new_keyring),
-        ];
+        let set = [("BinaryName", !self.binary_name.is_empty())];
         set.into_iter()
             .filter_map(|(name, set)| set.then_some(name))
             .collect()
