@@ -21,6 +21,41 @@ pub fn folder(controller: &str) -> PathBuf {
     }
 }
 
+/// Moves a process out of its cgroups into the roots of their hierarchies; gives the folders that it has left.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn leave(pid: u32) -> Result<Vec<PathBuf>> {
+    let mut left = Vec::new();
+    // cgroups(7): `hierarchy-ID:controllers:path`.
+    for line in fs::read_to_string(format!("/proc/{pid}/cgroup"))?.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        // Beside those of v1 there is one of v2 that has no controllers.
+        if controllers.is_empty() != unified() {
+            continue;
+        }
+        let root = folder(controllers.trim_start_matches("name="));
+        enter(pid, std::slice::from_ref(&root))?;
+        left.push(root.join(path.trim_start_matches('/')));
+    }
+    Ok(left)
+}
+
+/// Moves a process into the cgroups with these folders.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn enter(pid: u32, folders: &[PathBuf]) -> Result<()> {
+    for folder in folders {
+        let list = folder.join("cgroup.procs");
+        fs::write(&list, pid.to_string()).with_context(|| list.display().to_string())?;
+    }
+    Ok(())
+}
+
 /// Removes a cgroup that the last process is about to leave: one that ends lets go of its arguments,
 /// by which it can be known, before it is out of its cgroup.
 ///

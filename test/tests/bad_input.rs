@@ -3,7 +3,7 @@
 //! containerd refuses by itself is in direct.rs, failing hooks in hooks.rs, a
 //! killed daemon in recovery.rs.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, os::unix::process::ExitStatusExt, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 use containerd_client::{tonic::Code, types::Mount};
@@ -13,7 +13,10 @@ use lighter_test::{
     run,
     spec::mount,
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 each_containerd!(
@@ -388,10 +391,10 @@ fn cgroup_of_others(engine: &Containerd) -> Result<()> {
                 .spec(|spec| spec["linux"]["cgroupsPath"] = json!(format!("/{path}")));
             let pid = other.id().to_string();
             refused("a cgroup with processes", builder, &["not empty", &pid])?;
-            assert!(other.try_wait()?.is_none(), "the other's process has ended");
         }
-        other.kill()?;
-        other.wait()?;
+        // Nobody else has ended it.
+        kill(Pid::from_raw(other.id() as i32), Signal::SIGTERM)?;
+        assert_eq!(other.wait()?.signal(), Some(Signal::SIGTERM as i32));
         cgroup::remove(&folder)?;
         cgroup::remove(folder.parent().context("it is below")?)?;
     }

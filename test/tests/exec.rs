@@ -256,6 +256,8 @@ fn user_namespace(engine: &Containerd) -> Result<()> {
         assert!(status.contains("Uid:\t200000\t200000\t"), "{status}");
         let text = host.exec(["sh", "-c", "id -u"])?.run()?.text();
         assert_eq!(text, "0\n");
+        let output = host.exec(["sh", "-c", "tty"])?.terminal().run()?;
+        assert_eq!(output.text(), "/dev/pts/0\r\n");
     }
     Ok(())
 }

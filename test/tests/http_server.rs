@@ -6,8 +6,10 @@ use anyhow::{Context, Result, ensure};
 use lighter_test::{
     Containerd, Rootfs, Served, each_containerd, eventually,
     http2::{self, Frame, HEADERS},
+    options::RuntimeOptions,
 };
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 each_containerd!(hello, end, settings_that_are_wrong, port_in_use);
 
@@ -291,6 +293,67 @@ fn time_limit() -> Result<()> {
         "{}",
         served.container.stderr()
     );
+    Ok(())
+}
+
+/// Instances that wait for requests on one thread are in nobody's way on another.
+#[test]
+fn as_many_requests_as_there_may_be() -> Result<()> {
+    const MOST: usize = 16;
+    let engine = Containerd::newest()?;
+    let settings = format!("http.reuse = 100\npool.instances = {MOST}");
+    let processors = std::thread::available_parallelism()?.get();
+    let threads = processors.min(2);
+    let served = Served::start(&engine, TOOL, |builder| {
+        let options = RuntimeOptions::body(&settings);
+        builder.options(options).spec(|spec| {
+            let some = json!({"cpus": format!("0-{}", threads - 1)});
+            spec["linux"]["resources"]["cpu"] = some;
+        })
+    })?;
+    // Each goes to the thread that has the fewest.
+    let connections: Vec<_> = (0..MOST * threads)
+        .map(|_| served.connect())
+        .collect::<Result<_>>()?;
+    for thread in 0..threads {
+        let its = || connections.iter().skip(thread).step_by(threads);
+        for mut connection in its() {
+            connection.write_all(b"GET /sleep/500 HTTP/1.1\r\nHost: tests\r\n\r\n")?;
+        }
+        for connection in its() {
+            let mut line = String::new();
+            let mut answer = BufReader::new(connection);
+            answer.read_line(&mut line)?;
+            assert_eq!(line, "HTTP/1.1 200 OK\r\n");
+            while line != "\r\n" {
+                line.clear();
+                answer.read_line(&mut line)?;
+            }
+            let mut body = [0; 6];
+            answer.read_exact(&mut body)?;
+            assert_eq!(&body, b"slept\n");
+        }
+    }
+    Ok(())
+}
+
+/// As many as the settings say, whatever limit of open files the container begins with.
+#[test]
+fn as_many_connections_as_there_may_be() -> Result<()> {
+    const MOST: usize = 300;
+    let engine = Containerd::newest()?;
+    let served = Served::start(&engine, TOOL, |builder| {
+        builder.spec(|spec| {
+            let limit = json!([{"type": "RLIMIT_NOFILE", "hard": 1000, "soft": 100}]);
+            spec["process"]["rlimits"] = limit;
+        })
+    })?;
+    let mut connections: Vec<_> = (0..MOST).map(|_| served.connect()).collect::<Result<_>>()?;
+    let last = connections.last_mut().context("there are some")?;
+    last.write_all(b"GET /hello HTTP/1.1\r\nHost: tests\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    last.read_to_string(&mut answer)?;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     Ok(())
 }
 

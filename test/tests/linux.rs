@@ -658,8 +658,8 @@ fn session_keyring(engine: &Containerd) -> Result<()> {
             let id = format!("{}-keyring", engine.namespace());
             let script = format!(
                 "while read -r _ flags _ expiry mask user group kind name; do \
-                    case $name in _ses.{id}:*) echo $flags $expiry $mask $user $group $kind $name;; esac; \
-                 done < /proc/keys"
+                    case $name in _ses.{id}*:*) echo $flags $expiry $mask $user $group $kind ${{name#*:}};; esac; \
+                 done < /proc/keys; echo end"
             );
             let options = RuncOptions {
                 no_new_keyring: !own,
@@ -675,6 +675,7 @@ fn session_keyring(engine: &Containerd) -> Result<()> {
                 .args(["/bin/sh", "-c", &format!("{script}; sleep 1000")])
                 .create()?;
             container.start()?;
+            container.wait_for_output("end")?;
             let added = container
                 .exec(["/bin/sh", "-c", &script])?
                 .run()?
@@ -682,7 +683,7 @@ fn session_keyring(engine: &Containerd) -> Result<()> {
             container.kill(Signal::SIGKILL)?;
             let output = container.finish()?.text();
             assert_eq!(added, output, "{runtime}: the added process's, the first's");
-            assert_eq!(!output.is_empty(), own, "{runtime}: {output}");
+            assert_eq!(output != "end\n", own, "{runtime}: {output}");
             seen.push(output);
         }
     }

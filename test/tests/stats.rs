@@ -41,14 +41,17 @@ fn of_both(
         .spec(limits);
     let path = format!("/{}/{}", engine.namespace(), theirs.get_id());
     let theirs = theirs.create()?;
-    theirs.start()?;
-    theirs.wait_for_output("ready")?;
+    // A cgroup that has processes is refused.
+    let left = cgroup::leave(theirs.pid())?;
     let ours = engine
         .container(&Rootfs::guests()?)
         .args(args)
         .spec(limits)
         .spec(|spec| spec["linux"]["cgroupsPath"] = json!(path))
         .create()?;
+    cgroup::enter(theirs.pid(), &left)?;
+    theirs.start()?;
+    theirs.wait_for_output("ready")?;
     ours.start()?;
     ours.wait_for_output(said)?;
     if paused {

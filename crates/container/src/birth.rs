@@ -135,6 +135,7 @@ impl Container {
             target: target.clone(),
             bundle: create.bundle.clone(),
             systemd_cgroup: create.systemd_cgroup,
+            is_begun: true,
         };
         let mut kind = match create.restore {
             Some(_) => Kind::Restored,

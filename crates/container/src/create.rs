@@ -40,7 +40,6 @@ pub(crate) fn create(
     let (Some(daemon), Some(_birthmark)) = (fds.next(), fds.next()) else {
         return Err("create came without its descriptors".to_owned());
     };
-    give_keyring(request)?;
     let socket = if request.terminal {
         let socket = ConsoleSocket::listen(&request.bundle)
             .map_err(|error| format!("making a socket for the process's terminal: {error}"))?;
@@ -108,14 +107,6 @@ pub(crate) fn create(
     finished
 }
 
-/// Gives this process the session keyring that the container is to have.
-fn give_keyring(request: &Create) -> Result<(), String> {
-    match request.no_new_keyring {
-        true => Ok(()),
-        false => keyring::make(&request.target.id),
-    }
-}
-
 /// What [`build::build`] does, with libcontainer's builder.
 fn build_with_libcontainer(
     bundle: &Bundle,
@@ -132,6 +123,8 @@ fn build_with_libcontainer(
         false => None,
     };
     let build = || -> Result<i32, LibcontainerError> {
+        // Of all that it clones, hooks too: there is no place that is the init's alone.
+        keyring::make(request.keyring.as_deref()).map_err(LibcontainerError::Other)?;
         if let Some(cgroup) = &cgroup {
             cgroup.make().map_err(other)?;
         }
@@ -198,14 +191,14 @@ pub(crate) fn restore(
     if request.terminal {
         return Err("a container with a terminal cannot be restored by this shim".to_owned());
     }
-    give_keyring(request)?;
     let mut bundle = Bundle::load(&request.bundle).map_err(|error| error.to_string())?;
     rootfs::mount(&request.mounts, &bundle.mount_point).map_err(|error| error.to_string())?;
     let restored = bundle
         .check_rootfs()
         .map_err(|error| error.to_string())
         .and_then(|()| adapt(&mut bundle, request))
-        .and_then(|_| checkpoint::restore(request, from, &bundle, streams))
+        .and_then(|_| keyring::make(request.keyring.as_deref()))
+        .and_then(|()| checkpoint::restore(request, from, &bundle, streams))
         .and_then(|pid| match request.systemd_cgroup {
             true => restrict_devices(pid, &bundle).map(|()| pid),
             false => Ok(pid),

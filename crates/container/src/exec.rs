@@ -42,8 +42,8 @@ pub struct Exec {
     pub process: Process,
     /// Whether it gets a terminal.
     pub terminal: bool,
-    /// The id of the container, whose session keyring it gets; none where that has none of its own.
-    pub keyring_of: Option<String>,
+    /// The container's session keyring, as in [`Create::keyring`](crate::Create::keyring).
+    pub keyring: Option<String>,
     /// The container's settings for guests, as in [`Create::guest`](crate::Create::guest).
     pub guest: String,
 }
@@ -96,9 +96,7 @@ pub(crate) fn exec(
     }
     adapt::limit_capabilities(process);
     adapt::privileges_are_a_yes_or_nothing(process);
-    if let Some(id) = &request.keyring_of {
-        keyring::join(id)?;
-    }
+    keyring::join(request.keyring.as_deref())?;
     let syscall = create_syscall();
     // Its own matter: this process, which is none of the container's, is not to be seen there.
     let cgroup = Cgroup::of(init as u32)
@@ -115,13 +113,18 @@ pub(crate) fn exec(
     }
     // What is in the container already is not to look into a process that has more than it; execve(2) ends that.
     set_dumpable(false).map_err(|error| format!("hiding the process: {error}"))?;
+    // The container's own /proc may be anything.
+    let descriptors = fs::File::open("/proc/self/fd")
+        .map_err(|error| format!("opening /proc/self/fd: {error}"))?;
     join_namespaces(init, &init_handle, syscall.as_ref())?;
     drop(init_handle);
     let terminal = if request.terminal {
-        Some(Pty::open(process, Uid::from_raw(process.user().uid()))?)
+        let user = Uid::from_raw(process.user().uid());
+        Some(Pty::open(process, user, &descriptors)?)
     } else {
         None
     };
+    drop(descriptors);
     // A process gets into a pid namespace only by birth.
     let born = sys::clone_sibling().map_err(|error| format!("cloning the process: {error}"))?;
     if let Some((pid, handle)) = born {

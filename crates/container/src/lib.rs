@@ -53,6 +53,7 @@ pub use features::features;
 pub use given::Given;
 pub use guest::{Guest, Guests, Invocation};
 pub use hooks::{HOOK_ACTION, run_hook};
+pub use keyring::keyring_name;
 pub use limit::raise_descriptor_limit;
 pub use memory::OomKills;
 pub use orphan::{Orphan, delete_orphan};

@@ -1,7 +1,8 @@
 //! Messages with file descriptors over sequenced-packet sockets (unix(7), `SOCK_SEQPACKET`).
 //!
-//! One packet is one JSON document; descriptors ride along as `SCM_RIGHTS`. A document that is larger than a packet is in
-//! a file in memory, whose descriptor comes before the others, and the packet is [`IN_A_FILE`].
+//! One packet is one JSON document; descriptors ride along as `SCM_RIGHTS`. What the daemon asks of its zygote may be
+//! larger than a packet: then it is in a file in memory, whose descriptor comes before the others, and the packet is
+//! [`IN_A_FILE`]. Of nobody else such a message is taken: to read a file may take as long as its maker wants.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
@@ -48,33 +49,36 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// # Errors
 /// `InvalidInput` when the message is too large; sendmsg(2)'s otherwise.
 pub fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd]) -> io::Result<()> {
-    let mut body = serde_json::to_vec(message)?;
-    if body.len() as u64 > MAX_BYTES || fds.len() > MAX_FDS {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!(
-                "a message of {} bytes and {} descriptors is over the limit of {MAX_BYTES} and {MAX_FDS}",
-                body.len(),
-                fds.len()
-            ),
-        ));
+    send_packet(socket, &serde_json::to_vec(message)?, fds)
+}
+
+/// As [`send`], for who receives it with [`receive_large`].
+///
+/// # Errors
+/// `InvalidInput` when the message is too large; those of making a file in memory and of sendmsg(2).
+pub fn send_large(
+    socket: impl AsFd,
+    message: &impl Serialize,
+    fds: &[BorrowedFd],
+) -> io::Result<()> {
+    let body = serde_json::to_vec(message)?;
+    if body.len() <= MAX_PACKET {
+        return send_packet(socket, &body, fds);
     }
-    let file = if body.len() > MAX_PACKET {
-        let file = in_memory(&body)?;
-        IN_A_FILE.clone_into(&mut body);
-        Some(file)
-    } else {
-        None
-    };
-    let with_file: Vec<BorrowedFd>;
-    let fds = match &file {
-        Some(file) => {
-            with_file = [&[file.as_fd()], fds].concat();
-            &with_file
-        }
-        None => fds,
-    };
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
+    if body.len() as u64 > MAX_BYTES {
+        return Err(too_large(body.len(), fds.len()));
+    }
+    let mut file = File::from(memfd_create("message", MemfdFlags::CLOEXEC)?);
+    file.write_all(&body)?;
+    file.rewind()?;
+    send_packet(socket, IN_A_FILE, &[&[file.as_fd()], fds].concat())
+}
+
+fn send_packet(socket: impl AsFd, body: &[u8], fds: &[BorrowedFd]) -> io::Result<()> {
+    if body.len() > MAX_PACKET || fds.len() > MAX_FDS {
+        return Err(too_large(body.len(), fds.len()));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(fds));
@@ -82,7 +86,7 @@ pub fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd]) -> 
     loop {
         match sendmsg(
             &socket,
-            &[IoSlice::new(&body)],
+            &[IoSlice::new(body)],
             &mut control,
             SendFlags::NOSIGNAL,
         ) {
@@ -92,12 +96,12 @@ pub fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd]) -> 
     }
 }
 
-/// A file with these contents, which is nowhere but in memory.
-fn in_memory(contents: &[u8]) -> io::Result<File> {
-    let mut file = File::from(memfd_create("message", MemfdFlags::CLOEXEC)?);
-    file.write_all(contents)?;
-    file.rewind()?;
-    Ok(file)
+fn too_large(bytes: usize, fds: usize) -> io::Error {
+    let text = format!(
+        "a message of {bytes} bytes and {fds} descriptors is over the limit of {MAX_FDS} descriptors and of {MAX_PACKET} \
+         bytes, or {MAX_BYTES} where more is taken"
+    );
+    io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
 /// Receives one packet; `None` when the other side is closed.
@@ -106,6 +110,31 @@ fn in_memory(contents: &[u8]) -> io::Result<File> {
 /// `WouldBlock` on a non-blocking socket with nothing to read; `InvalidData` when the packet is
 /// no such message; recvmsg(2)'s otherwise.
 pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    match receive_packet(socket)? {
+        Some((body, fds)) => Ok(Some((serde_json::from_slice(&body)?, fds))),
+        None => Ok(None),
+    }
+}
+
+/// As [`receive`], from one that is to be trusted and may send with [`send_large`].
+///
+/// # Errors
+/// As of [`receive`], and read(2)'s.
+pub fn receive_large<T: DeserializeOwned>(
+    socket: impl AsFd,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let Some((mut body, mut fds)) = receive_packet(socket)? else {
+        return Ok(None);
+    };
+    if body == IN_A_FILE && !fds.is_empty() {
+        body.clear();
+        let file = File::from(fds.remove(0));
+        file.take(MAX_BYTES).read_to_end(&mut body)?;
+    }
+    Ok(Some((serde_json::from_slice(&body)?, fds)))
+}
+
+fn receive_packet(socket: impl AsFd) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     // Asked first, as most messages are small and this runs in every container's processes.
     let (_, length) = loop {
         match recv(&socket, &mut [0; 0][..], RecvFlags::PEEK | RecvFlags::TRUNC) {
@@ -114,7 +143,7 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, 
         }
     };
     let mut body = vec![0; length.min(MAX_PACKET)];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         match recvmsg(
@@ -127,7 +156,7 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, 
             result => break result?,
         }
     };
-    let mut fds: Vec<OwnedFd> = control
+    let fds = control
         .drain()
         .filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(fds) => Some(fds),
@@ -135,16 +164,8 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, 
         })
         .flatten()
         .collect();
-    match &body[..received.bytes] {
-        [] => Ok(None),
-        IN_A_FILE if !fds.is_empty() => {
-            let file = File::from(fds.remove(0));
-            body.clear();
-            file.take(MAX_BYTES).read_to_end(&mut body)?;
-            Ok(Some((serde_json::from_slice(&body)?, fds)))
-        }
-        body => Ok(Some((serde_json::from_slice(body)?, fds))),
-    }
+    body.truncate(received.bytes);
+    Ok((!body.is_empty()).then_some((body, fds)))
 }
 
 /// A socket of [`pair`] in the daemon's event loop.
@@ -171,6 +192,22 @@ impl AsyncSocket {
     pub async fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.0
             .async_io(Interest::WRITABLE, |socket| send(socket, message, fds))
+            .await
+    }
+
+    /// Sends a message of any size; see [`send_large`].
+    ///
+    /// # Errors
+    /// Those of [`send_large`].
+    pub async fn send_large(
+        &self,
+        message: &impl Serialize,
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        self.0
+            .async_io(Interest::WRITABLE, |socket| {
+                send_large(socket, message, fds)
+            })
             .await
     }
 
@@ -222,20 +259,23 @@ mod tests {
     #[test]
     fn a_large_message_brings_its_descriptors_too() {
         let (left, right) = pair().unwrap();
-        let (reader, writer) = io::pipe().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
         let large = "x".repeat(2 * MAX_PACKET);
-        send(&left, &large, &[writer.as_fd()]).unwrap();
+        for message in [&large, "small"] {
+            send_large(&left, &message, &[writer.as_fd()]).unwrap();
+            let (text, fds): (String, _) = receive_large(&right).unwrap().unwrap();
+            assert_eq!((text.as_str(), fds.len()), (message, 1));
+        }
         drop(writer);
-        let (text, fds): (String, _) = receive(&right).unwrap().unwrap();
-        assert_eq!((text, fds.len()), (large, 1));
-        drop(fds);
-        assert_eq!((&reader).read(&mut [0]).unwrap(), 0);
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+        send_large(&left, &large, &[]).unwrap();
+        assert!(receive::<String>(&right).is_err(), "it is not asked for");
     }
 
     #[test]
     fn an_oversized_message_is_refused() {
         let (left, _right) = pair().unwrap();
-        let error = send(&left, &"x".repeat(MAX_BYTES as usize), &[]).unwrap_err();
+        let error = send(&left, &"x".repeat(MAX_PACKET), &[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }

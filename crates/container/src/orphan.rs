@@ -31,6 +31,8 @@ pub struct Orphan {
     pub bundle: PathBuf,
     /// Whether systemd made its cgroup.
     pub systemd_cgroup: bool,
+    /// Whether a create of it has begun. Otherwise what is in the cgroup that it was to have is not its.
+    pub is_begun: bool,
 }
 
 /// Kills the orphan's processes, removes its cgroup and state, runs its poststop hooks, and takes
@@ -69,6 +71,9 @@ fn unborn(bundle: &Path) -> Option<String> {
 
 /// Frees the state and then the cgroup, which also kills what the state knows nothing of.
 fn free(orphan: &Orphan) -> Result<(), String> {
+    if !orphan.is_begun {
+        return Ok(());
+    }
     let deleted = delete(&orphan.target);
     remove_cgroup(orphan)?;
     deleted

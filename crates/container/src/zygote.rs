@@ -90,8 +90,8 @@ pub struct Create {
     pub systemd_cgroup: bool,
     /// Whether to move the root mount (`MS_MOVE`) where pivot_root(2) does not work, as on a ramdisk.
     pub no_pivot_root: bool,
-    /// Whether its processes have the daemon's session keyring, not one of their own.
-    pub no_new_keyring: bool,
+    /// The name of its processes' session keyring ([`keyring_name`](crate::keyring_name)); without one they have the daemon's.
+    pub keyring: Option<String>,
     /// Its settings for guests, in the words of whoever implements [`Guests`].
     pub guest: String,
     /// The pod that it belongs to, if its sandbox has no container.
@@ -276,9 +276,9 @@ impl Zygote {
             let mut all = vec![theirs.as_fd()];
             all.extend_from_slice(fds);
             let socket = self.socket().clone();
-            match socket.send(request, &all).await {
+            match socket.send_large(request, &all).await {
                 Err(error) if is_gone(&error) => {
-                    self.replace(&socket)?.send(request, &all).await?;
+                    self.replace(&socket)?.send_large(request, &all).await?;
                 }
                 sent => sent?,
             }
@@ -334,7 +334,7 @@ fn serve(socket: OwnedFd, daemon: Pid, guests: &Result<Rc<dyn Guests>, String>) 
             sys::trim_memory();
             settled = true;
         }
-        let (request, fds): (Request, _) = match message::receive(&socket) {
+        let (request, fds): (Request, _) = match message::receive_large(&socket) {
             Ok(Some(received)) => received,
             Ok(None) => return,
             Err(error) => {

@@ -43,13 +43,14 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub fn delete(flags: &Flags) -> io::Result<()> {
     let bundle = bundle_path(flags)?;
     let memo = Memo::read(&bundle);
-    let pid = memo.as_ref().map_or(0, |memo| memo.pid);
-    let is_freed = memo.as_ref().is_some_and(|memo| memo.freed);
+    let is_begun = memo.is_some();
+    // Also a sandbox has a bundle, into which something may be about to be mounted.
+    let memo = memo.unwrap_or_else(|| Memo::unknown(&bundle));
     let mut freed = None;
     let mut falling_silent = Vec::new();
     for socket in sockets(flags, &bundle) {
         // Who has freed everything and lives needs not be asked, and removes its socket when it ends.
-        if remove_dead(&socket) || is_freed {
+        if remove_dead(&socket) || memo.freed {
             continue;
         }
         match have_freed(&socket, &flags.id) {
@@ -58,8 +59,7 @@ pub fn delete(flags: &Flags) -> io::Result<()> {
             Answer::Nothing => falling_silent.push(socket),
         }
     }
-    // Nothing was made without a note, and who is in the cgroup that the container was to have is not of it.
-    if let Some(memo) = memo.filter(|_| !is_freed) {
+    if !memo.freed {
         let orphan = Orphan {
             target: Target {
                 id: flags.id.clone(),
@@ -67,6 +67,7 @@ pub fn delete(flags: &Flags) -> io::Result<()> {
             },
             bundle: bundle.clone(),
             systemd_cgroup: memo.systemd_cgroup,
+            is_begun,
         };
         if let Err(error) = container::delete_orphan(&orphan) {
             eprintln!("freeing container {}: {error}", flags.id);
@@ -82,7 +83,7 @@ pub fn delete(flags: &Flags) -> io::Result<()> {
         sleep(PAUSE);
     }
     let response = freed.unwrap_or_else(|| DeleteResponse {
-        pid,
+        pid: memo.pid,
         exit_status: KILLED,
         exited_at: MessageField::some(timestamp(SystemTime::now())),
         ..DeleteResponse::default()

@@ -132,7 +132,7 @@ impl ExecProcess {
             bundle: bundle.path.clone(),
             process: self.spec.clone(),
             terminal: self.paths.terminal,
-            keyring_of: (!self.task.options().no_new_keyring).then(|| self.task.id().to_owned()),
+            keyring: self.task.keyring().map(str::to_owned),
             guest: guests::write(&self.task.options().guest),
         };
         let gone = CancellationToken::new();

@@ -53,17 +53,24 @@ impl Memo {
         fs::write(bundle.join(FILE), serde_json::to_vec(self)?)
     }
 
-    /// Reads the note in `bundle`; without one no daemon got as far as to make anything. One that cannot be
-    /// understood tells what is so without options.
+    /// Reads the note in `bundle`; without one no container's create has begun. One that cannot be understood tells what is
+    /// so without options.
     pub fn read(bundle: &Path) -> Option<Self> {
-        let text = fs::read(bundle.join(FILE)).ok()?;
-        let noted = serde_json::from_slice(&text);
-        Some(noted.unwrap_or_else(|_| Self {
+        let noted = match fs::read(bundle.join(FILE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            read => read.and_then(|text| Ok(serde_json::from_slice(&text)?)),
+        };
+        Some(noted.unwrap_or_else(|_| Self::unknown(bundle)))
+    }
+
+    /// What is so of a container in `bundle` without options.
+    pub fn unknown(bundle: &Path) -> Self {
+        Self {
             root: default_root(bundle),
             systemd_cgroup: false,
             pid: 0,
             freed: false,
-        }))
+        }
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Task {
     memo: Memo,
     paths: StdioPaths,
     owns_pid_namespace: bool,
+    /// The name of its processes' session keyring, if that is its own.
+    keyring: Option<String>,
     container: Container,
     stdio: Stdio,
     cgroup: Option<Cgroup>,
@@ -109,6 +111,13 @@ impl Task {
             .await
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
 
+        if !options.no_new_keyring {
+            let name = container::keyring_name(&request.id);
+            let name =
+                name.map_err(|error| Error::Unknown(format!("naming a keyring: {error}")))?;
+            create.keyring = Some(name);
+        }
+        let keyring = create.keyring.clone();
         create.pod = daemon.sandbox.join(daemon, &bundle).await?;
         // Before there is anything to free: a daemon may be killed at any point after.
         memo.write(&bundle.path)
@@ -155,6 +164,7 @@ impl Task {
             memo,
             paths,
             owns_pid_namespace: bundle.owns_pid_namespace(),
+            keyring,
             container,
             stdio,
             cgroup,
@@ -257,6 +267,11 @@ impl Task {
             ..TaskExit::default()
         });
         exited.send_replace(Some(exit));
+    }
+
+    /// The name of its processes' session keyring, if that is its own.
+    pub fn keyring(&self) -> Option<&str> {
+        self.keyring.as_deref()
     }
 
     /// Starts the created task; returns its pid.
@@ -555,7 +570,7 @@ fn create_request(
         terminal: request.terminal,
         systemd_cgroup: options.systemd_cgroup,
         no_pivot_root: options.no_pivot_root,
-        no_new_keyring: options.no_new_keyring,
+        keyring: None,
         guest: guests::write(&options.guest),
         pod: None,
         restore: (!request.checkpoint.is_empty()).then(|| Restore {

@@ -10,6 +10,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::place::{Birth, Place};
 use crate::exec::become_id;
+use crate::keyring;
 
 /// The namespaces that the init can be born into without another process: new ones of these kinds. Nothing where there is one to
 /// be joined, or a user namespace, whose ids have to be mapped before and whose limits to be set outside.
@@ -27,24 +28,31 @@ pub(super) fn born_into(spec: &Spec) -> Option<CloneFlags> {
     Some(new)
 }
 
-/// Hides this process, and gives it what is limited a process, as `spec` says.
+/// Hides this process, and gives it the session keyring of that name and what is limited a process, as `spec` says.
 ///
 /// # Errors
 /// What was not possible.
-pub(super) fn prepare(spec: &Spec) -> Result<(), String> {
+pub(super) fn prepare(spec: &Spec, keyring: Option<&str>) -> Result<(), String> {
     let process = process(spec)?;
     hide(spec, process)?;
+    keyring::make(keyring)?;
     limit(process)
 }
 
-/// Clones this process into `place` and into those namespaces of the container that take a birth, with what is limited a process.
+/// Clones this process into `place` and into those namespaces of the container that take a birth, with what [`prepare`] gives.
 ///
 /// # Errors
 /// Why there is no other process.
-pub(super) fn intermediate_process(spec: &Spec, place: Place) -> Result<Birth, String> {
+pub(super) fn intermediate_process(
+    spec: &Spec,
+    place: Place,
+    keyring: Option<&str>,
+) -> Result<Birth, String> {
     let process = process(spec)?;
     let linux = spec.linux().as_ref().ok_or("the spec has no linux")?;
     hide(spec, process)?;
+    // Where added processes will look for it: in this user namespace.
+    keyring::make(keyring)?;
     let joining = |error: &dyn std::fmt::Display| format!("joining namespaces: {error}");
     let namespaces =
         Namespaces::try_from(linux.namespaces().as_ref()).map_err(|error| joining(&error))?;

@@ -148,7 +148,8 @@ pub(crate) fn build(
                 as_sibling: true,
                 pid_file: None,
             };
-            let pid = main_process(&args, &container, &cgroup, &init, meanwhile)?;
+            let keyring = request.keyring.as_deref();
+            let pid = main_process(&args, &container, &cgroup, keyring, &init, meanwhile)?;
             container
                 .set_status(ContainerStatus::Created)
                 .set_creator(Uid::effective().as_raw())
@@ -192,6 +193,7 @@ fn main_process(
     args: &ContainerArgs,
     container: &Container,
     cgroup: &Cgroup,
+    keyring: Option<&str>,
     init: &Init,
     meanwhile: impl FnOnce(),
 ) -> Result<i32> {
@@ -211,10 +213,12 @@ fn main_process(
     };
     let pid = match born_into(spec) {
         Some(namespaces) => match place.clone_into(namespaces).map_err(other)? {
-            Birth::Own(entered) => sys::exit_now(be_init(entered.and_then(|()| prepare(spec)))),
+            Birth::Own(entered) => {
+                sys::exit_now(be_init(entered.and_then(|()| prepare(spec, keyring))))
+            }
             Birth::Of(pid) => pid,
         },
-        None => through_intermediate(spec, place, be_init)?,
+        None => through_intermediate(spec, place, keyring, be_init)?,
     };
     init.leave();
     to_main.close().map_err(channel_failed)?;
@@ -244,6 +248,7 @@ fn main_process(
 fn through_intermediate(
     spec: &Spec,
     place: Place,
+    keyring: Option<&str>,
     be_init: impl FnOnce(Entered) -> i32,
 ) -> Result<i32> {
     let (ours, theirs) = message::pair().map_err(LibcontainerError::OtherIO)?;
@@ -252,7 +257,7 @@ fn through_intermediate(
         .is_none()
     {
         drop(ours);
-        let born = match intermediate_process(spec, place) {
+        let born = match intermediate_process(spec, place, keyring) {
             Ok(Birth::Own(entered)) => {
                 // Its end is to tell of the process that uses it.
                 drop(theirs);

@@ -2,14 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 
 use nix::sys::stat::makedev;
 use nix::unistd::{Uid, fchown};
 use oci_spec::runtime::Process;
-use pathrs::HandleRef;
-use pathrs::flags::OpenFlags;
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::pty::unlockpt;
 
 use crate::sys;
@@ -26,11 +25,12 @@ pub(crate) struct Pty {
 }
 
 impl Pty {
-    /// Makes a terminal in this process's mount namespace, for `process`; see [`Pty::new`].
+    /// Makes a terminal in this process's mount namespace, for `process`; see [`Pty::new`]. `descriptors` is /proc/self/fd, of
+    /// a /proc that is to be trusted.
     ///
     /// # Errors
     /// What failed, and why.
-    pub(crate) fn open(process: &Process, owner: Uid) -> Result<Self, String> {
+    pub(crate) fn open(process: &Process, owner: Uid, descriptors: &File) -> Result<Self, String> {
         let open = || -> io::Result<OwnedFd> {
             // What lies there is the container's own choice, whose cgroups this process is not in: nothing else is
             // opened, as that alone may do something.
@@ -43,9 +43,9 @@ impl Pty {
                 return Err(io::Error::other("it is not the device 5:2"));
             }
             // Before there is a session of the process's own, and closed by its program's start.
-            let flags = OpenFlags::O_RDWR | OpenFlags::O_NOCTTY | OpenFlags::O_CLOEXEC;
-            let master = HandleRef::from_fd(found.as_fd()).reopen(flags);
-            let master = OwnedFd::from(master.map_err(io::Error::other)?);
+            let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+            let number = found.as_raw_fd().to_string();
+            let master = openat(descriptors, number, flags, Mode::empty())?;
             unlockpt(&master)?;
             Ok(master)
         };

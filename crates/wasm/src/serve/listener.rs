@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{Builder, Runtime};
@@ -48,6 +49,7 @@ pub(super) fn serve(
     started: &mut dyn FnMut(Result<(), String>),
 ) -> Result<(), String> {
     let failed = |what: &str, error: io::Error| format!("{what}: {error}");
+    allow_descriptors();
     let runtime = event_loop().map_err(|error| failed("cannot start an event loop", error))?;
     // While there is one thread, so that no signal is lost.
     let entered = runtime.enter();
@@ -104,6 +106,18 @@ pub(super) fn serve(
         server.join();
     }
     Ok(())
+}
+
+/// Lets this process have as many descriptors open as it may ask for: each connection takes one, and what containers
+/// have at first is 1024 mostly.
+fn allow_descriptors() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    // Without it there are connections that cannot be accepted, which is told.
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 fn event_loop() -> io::Result<Runtime> {

@@ -52,7 +52,7 @@ pub(crate) use bodies::with_frames;
 use concurrent::Concurrent;
 use failure::Failure;
 use maker::Maker;
-use plain::Plain;
+use plain::{All, Plain};
 use settings::Settings;
 use shared::Counted;
 
@@ -94,7 +94,7 @@ pub(crate) struct Server(Pre);
 
 #[derive(Clone)]
 enum Pre {
-    Plain(p2::bindings::ProxyPre<State>),
+    Plain(p2::bindings::ProxyPre<State>, Arc<All>),
     Concurrent(Arc<ProxyPre<State>>),
 }
 
@@ -102,7 +102,7 @@ impl Pre {
     /// What one thread serves with.
     fn guests(self, maker: Maker) -> Guests {
         match self {
-            Self::Plain(pre) => Guests::Plain(Arc::new(Plain::new(maker, pre))),
+            Self::Plain(pre, all) => Guests::Plain(Plain::new(maker, pre, &all)),
             Self::Concurrent(pre) => {
                 Guests::Concurrent(ProxyHandler::new(Concurrent { maker, pre }))
             }
@@ -183,7 +183,7 @@ impl Server {
         let concurrent = |pre| Pre::Concurrent(Arc::new(pre));
         let p2 = || p2::bindings::ProxyPre::new(pre.clone());
         let pre = match concurrency {
-            Concurrency::Off => p2().map(Pre::Plain),
+            Concurrency::Off => p2().map(|pre| Pre::Plain(pre, Arc::default())),
             Concurrency::On => p3::bindings::ServicePre::new(pre.clone())
                 .map(ProxyPre::P3)
                 .or_else(|_| p2().map(ProxyPre::P2))

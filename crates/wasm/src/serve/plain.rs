@@ -4,12 +4,12 @@
 //! apart. What is left to do when a request comes is to call the guest.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use hyper::{Request, Response};
 use tokio::task;
-use wasmtime::Store;
+use wasmtime::{PoolConcurrencyLimitError, Store};
 use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 
@@ -29,6 +29,24 @@ pub(super) struct Plain {
     ended: Mutex<Option<Instance>>,
     /// Whether somebody looks after those that have waited too long.
     is_watched: AtomicBool,
+    all: Arc<All>,
+}
+
+/// The instances of all threads, of which there can be as many as there are requests, and some.
+#[derive(Default)]
+pub(super) struct All(Mutex<Vec<Weak<Plain>>>);
+
+impl All {
+    /// Takes one that waits for a request, that which has waited longest of some thread's.
+    fn take(&self) -> Option<Instance> {
+        lock(&self.0)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find_map(|plain| {
+                let mut ready = lock(&plain.ready);
+                (!ready.is_empty()).then(|| ready.remove(0))
+            })
+    }
 }
 
 /// A guest that can be asked.
@@ -41,14 +59,17 @@ pub(super) struct Instance {
 }
 
 impl Plain {
-    pub(super) fn new(maker: Maker, pre: ProxyPre<State>) -> Self {
-        Self {
+    pub(super) fn new(maker: Maker, pre: ProxyPre<State>, all: &Arc<All>) -> Arc<Self> {
+        let plain = Arc::new(Self {
             maker,
             pre,
             ready: Mutex::default(),
             ended: Mutex::default(),
             is_watched: AtomicBool::new(false),
-        }
+            all: all.clone(),
+        });
+        lock(&all.0).push(Arc::downgrade(&plain));
+        plain
     }
 
     /// Has the guest answer `request`. `counted` is kept for as long as the guest is at it, which
@@ -73,7 +94,26 @@ impl Plain {
         self.clear();
         // In a box: the future of a request is moved several times before it runs, and this part of it would be the
         // largest by far.
-        Box::pin(self.make()).await
+        Box::pin(self.make_for_request()).await
+    }
+
+    /// Makes one, in the place of those that wait on other threads if there is no other.
+    async fn make_for_request(&self) -> wasmtime::Result<Instance> {
+        loop {
+            match self.make().await {
+                Err(error) if error.is::<PoolConcurrencyLimitError>() => {
+                    // One may have come back meanwhile.
+                    if let Some(instance) = lock(&self.ready).pop() {
+                        return Ok(instance);
+                    }
+                    match self.all.take() {
+                        Some(waiting) => drop(waiting),
+                        None => return Err(error),
+                    }
+                }
+                made => return made,
+            }
+        }
     }
 
     async fn make(&self) -> wasmtime::Result<Instance> {
@@ -135,7 +175,9 @@ impl Plain {
                 let Some(oldest) = oldest else { break };
                 tokio::time::sleep_until((oldest + time).into()).await;
                 let now = Instant::now();
-                lock(&plain.ready).retain(|instance| now < instance.waiting_since + time);
+                let late = |instance: &mut Instance| now >= instance.waiting_since + time;
+                let gone: Vec<Instance> = lock(&plain.ready).extract_if(.., late).collect();
+                drop(gone);
             }
             plain.is_watched.store(false, Ordering::Relaxed);
         });
