@@ -26,7 +26,22 @@ pub fn folder(controller: &str) -> PathBuf {
 /// # Errors
 /// The kernel refuses it.
 pub fn leave(pid: u32) -> Result<Vec<PathBuf>> {
-    let mut left = Vec::new();
+    let (roots, left): (Vec<_>, Vec<_>) = places(pid)?.into_iter().unzip();
+    enter(pid, &roots)?;
+    Ok(left)
+}
+
+/// The folders of the cgroups that a process is in.
+///
+/// # Errors
+/// There is no such process.
+pub fn of(pid: u32) -> Result<Vec<PathBuf>> {
+    Ok(places(pid)?.into_iter().map(|(_, folder)| folder).collect())
+}
+
+/// The root of each hierarchy, and the folder of a process's cgroup there.
+fn places(pid: u32) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let mut places = Vec::new();
     // cgroups(7): `hierarchy-ID:controllers:path`.
     for line in fs::read_to_string(format!("/proc/{pid}/cgroup"))?.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -38,10 +53,10 @@ pub fn leave(pid: u32) -> Result<Vec<PathBuf>> {
             continue;
         }
         let root = folder(controllers.trim_start_matches("name="));
-        enter(pid, std::slice::from_ref(&root))?;
-        left.push(root.join(path.trim_start_matches('/')));
+        let folder = root.join(path.trim_start_matches('/'));
+        places.push((root, folder));
     }
-    Ok(left)
+    Ok(places)
 }
 
 /// Moves a process into the cgroups with these folders.

@@ -32,6 +32,7 @@ each_containerd!(
     missing_namespace,
     missing_cgroup,
     cgroup_of_others,
+    cgroup_that_is_frozen,
     bad_streams,
     id_twice,
     bad_options,
@@ -399,6 +400,28 @@ fn cgroup_of_others(engine: &Containerd) -> Result<()> {
         cgroup::remove(folder.parent().context("it is below")?)?;
     }
     Ok(())
+}
+
+/// In which a container's init would stand still for good.
+fn cgroup_that_is_frozen(engine: &Containerd) -> Result<()> {
+    let path = format!("{}/frozen", engine.namespace());
+    let folder = cgroup::folder("freezer").join(&path);
+    fs::create_dir_all(&folder)?;
+    let (file, frozen) = match cgroup::unified() {
+        true => ("cgroup.freeze", "1"),
+        false => ("freezer.state", "FROZEN"),
+    };
+    fs::write(folder.join(file), frozen)?;
+    for below in ["", "/below"] {
+        for args in [&["/hello.wasm"][..], &["/bin/true"]] {
+            let builder = engine
+                .container(&Rootfs::guests()?)
+                .args(args)
+                .spec(|spec| spec["linux"]["cgroupsPath"] = json!(format!("/{path}{below}")));
+            refused("a frozen cgroup", builder, &["frozen", &path])?;
+        }
+    }
+    cgroup::remove(&folder)
 }
 
 fn bad_streams(engine: &Containerd) -> Result<()> {

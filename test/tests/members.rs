@@ -1,14 +1,26 @@
 //! The processes of a task: who they are, and signals to all of them. What containerd's own runtime
 //! does is right.
 
+use std::process::Command;
+
 use anyhow::{Result, ensure};
 use lighter_test::{
-    Builder, Container, Containerd, RUNC, Rootfs, WASMTIME, each_containerd, eventually,
+    Builder, Container, Containerd, RUNC, Rootfs, WASMTIME, cgroup, each_containerd, eventually,
     leaks::ensure_dead,
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::os::unix::process::ExitStatusExt;
 
-each_containerd!(exec_ids, all_are_killed, all_get_a_signal, one_is_killed,);
+each_containerd!(
+    exec_ids,
+    all_are_killed,
+    all_get_a_signal,
+    one_is_killed,
+    who_comes_after_the_end,
+);
 
 /// A signal without a name.
 const REAL_TIME: u32 = 40;
@@ -151,6 +163,29 @@ fn one_is_killed(engine: &Containerd) -> Result<()> {
         assert_eq!(container.pids()?, pids, "{runtime}");
         container.kill(Signal::SIGKILL)?;
         container.finish()?;
+    }
+    Ok(())
+}
+
+/// Who comes into the cgroup of a container that has ended, another container perhaps, is not its process.
+fn who_comes_after_the_end(engine: &Containerd) -> Result<()> {
+    for args in [&["/hello.wasm"][..], &["/bin/true"]] {
+        let mut container = engine.container(&Rootfs::guests()?).args(args).create()?;
+        let mut other = Command::new("sleep").arg("1000").spawn()?;
+        let other_id = Pid::from_raw(other.id() as i32);
+        let folders = cgroup::of(container.pid())?;
+        container.start()?;
+        assert_eq!(container.wait()?.status, 0);
+        cgroup::enter(other.id(), &folders)?;
+        // containerd may say that there is nobody.
+        let _ = container.signal(Signal::SIGKILL as u32, true);
+        assert_eq!(container.delete()?.status, 0);
+        drop(container);
+        kill(other_id, Signal::SIGTERM)?;
+        assert_eq!(other.wait()?.signal(), Some(Signal::SIGTERM as i32));
+        for folder in &folders {
+            cgroup::remove(folder)?;
+        }
     }
     Ok(())
 }

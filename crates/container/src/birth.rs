@@ -21,7 +21,7 @@ use crate::message::{self, AsyncSocket};
 use crate::orphan::Orphan;
 use crate::program::{FromInit, ToInit};
 use crate::stdio::{Console, ProcessStdio};
-use crate::zygote::{Create, Created, Reply, Request, Target, Zygote};
+use crate::zygote::{Create, Created, Ended, Reply, Request, Target, Zygote};
 use crate::{birthmark, notify, sys};
 
 /// How long a start waits for the guest's instantiation. One that takes longer is running code
@@ -69,6 +69,8 @@ pub struct Container {
     kind: Kind,
     /// Whether hooks run once it has started.
     has_hooks: bool,
+    /// Whether all of its processes end with the init.
+    owns_pid_namespace: bool,
 }
 
 /// What the init of a container is.
@@ -185,27 +187,32 @@ impl Container {
     async fn created(
         zygote: &Zygote,
         target: Target,
-        Created { pid, has_hooks }: Created,
+        created: Created,
         init: AsyncSocket,
         master: Option<OwnedFd>,
         kind: Kind,
     ) -> Result<(Self, Option<Console>), String> {
+        let ended = Ended {
+            target,
+            owned_pid_namespace: created.owns_pid_namespace,
+        };
         // Without a process it has ended, been reaped, and its pid perhaps given to another.
-        let taken = Process::new(pid)
+        let taken = Process::new(created.pid)
             .map_err(|error| format!("the container's init ended at once ({error})"))
             .and_then(|process| Ok((process, console(master)?)));
         match taken {
             Ok((process, console)) => {
                 let container = Self {
-                    target,
+                    target: ended.target,
                     init: process,
                     socket: init,
                     kind,
-                    has_hooks,
+                    has_hooks: created.has_hooks,
+                    owns_pid_namespace: created.owns_pid_namespace,
                 };
                 Ok((container, console))
             }
-            Err(reason) => match free(zygote, &Request::Delete(target)).await {
+            Err(reason) => match free(zygote, &Request::Delete(ended)).await {
                 Ok(()) => Err(reason),
                 Err(leftover) => Err(format!("{reason}, and left something: {leftover}")),
             },
@@ -332,17 +339,21 @@ impl Container {
     }
 
     /// Frees everything of the container but its root file system's mounts. Its init must have
-    /// ended; other processes of it are killed.
+    /// ended; other processes of it are killed. Who has come into its cgroup when no process of it was left stays there.
     ///
     /// # Errors
     /// What could not be freed, and why.
     pub async fn delete(&self, zygote: &Zygote) -> Result<(), String> {
-        let target = self.target.clone();
+        let ended = Ended {
+            target: self.target.clone(),
+            owned_pid_namespace: self.owns_pid_namespace,
+        };
+        let plain = ended.clone();
         // A helper is cloned only where there is work for one.
-        if let Ok(Some(deleted)) = spawn_blocking(move || delete_plain(&target)).await {
+        if let Ok(Some(deleted)) = spawn_blocking(move || delete_plain(&plain)).await {
             return deleted;
         }
-        free(zygote, &Request::Delete(self.target.clone())).await
+        free(zygote, &Request::Delete(ended)).await
     }
 }
 

@@ -91,12 +91,13 @@ pub(crate) fn create(
             Pty::new(master, bundle.process(), bundle.owner().0)
         };
         let terminal = socket.as_ref().map(terminal).transpose()?;
-        let has_hooks = has_hooks(&bundle);
-        let created = Created { pid, has_hooks };
-        Ok((created, terminal.map(|terminal| terminal.master)))
+        Ok((
+            created(pid, &bundle),
+            terminal.map(|terminal| terminal.master),
+        ))
     };
     let finished = built.and_then(|pid| {
-        finish(pid).map_err(|reason: String| match delete(&request.target) {
+        finish(pid).map_err(|reason: String| match delete(&request.target, false) {
             Ok(()) => reason,
             Err(leftover) => format!("{reason}; and {leftover}"),
         })
@@ -178,6 +179,15 @@ fn has_hooks(bundle: &Bundle) -> bool {
     hooks.is_some_and(|hooks| hooks.poststart().iter().any(|hooks| !hooks.is_empty()))
 }
 
+/// What there is to know of the container of `bundle` with the init `pid`.
+fn created(pid: i32, bundle: &Bundle) -> Created {
+    Created {
+        pid,
+        has_hooks: has_hooks(bundle),
+        owns_pid_namespace: bundle.owns_pid_namespace(),
+    }
+}
+
 /// Restores a container from a checkpoint.
 pub(crate) fn restore(
     request: &Create,
@@ -203,12 +213,8 @@ pub(crate) fn restore(
             true => restrict_devices(pid, &bundle).map(|()| pid),
             false => Ok(pid),
         });
-    let created = |pid| Created {
-        pid,
-        has_hooks: has_hooks(&bundle),
-    };
-    restored.map(created).map_err(|reason| {
-        let freed = delete(&request.target);
+    restored.map(|pid| created(pid, &bundle)).map_err(|reason| {
+        let freed = delete(&request.target, false);
         if let Err(leftover) = rootfs::unmount(&bundle.mount_point) {
             log::warn!("{leftover}");
         }

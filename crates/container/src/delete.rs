@@ -10,16 +10,16 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::hooks::run_hooks;
 use oci_spec::runtime::Hook;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::explain::explain;
-use crate::zygote::Target;
+use crate::zygote::{Ended, Target};
 
 /// Kills what is left of a container and frees its cgroup and state. One that is not there is
-/// as good as deleted.
+/// as good as deleted. `is_empty`: of the container there is no process left, so that who is in its cgroup is another's.
 ///
 /// # Errors
 /// When its cgroup or state cannot be freed.
-pub(crate) fn delete(target: &Target) -> Result<(), String> {
+pub(crate) fn delete(target: &Target, is_empty: bool) -> Result<(), String> {
     let folder = target.root.join(&target.id);
     if !folder.exists() {
         return Ok(());
@@ -31,7 +31,7 @@ pub(crate) fn delete(target: &Target) -> Result<(), String> {
             _ => None,
         };
         match plain {
-            Some(plain) => plain.free(&container),
+            Some(plain) => plain.free(&container, is_empty),
             None => container.delete(true),
         }
     });
@@ -49,14 +49,16 @@ pub(crate) fn delete(target: &Target) -> Result<(), String> {
 
 /// [`delete`] for a container whose init has ended, where no hooks are to be run: what any process with threads may do.
 /// Nothing where more is to be done.
-pub(crate) fn delete_plain(target: &Target) -> Option<Result<(), String>> {
+pub(crate) fn delete_plain(ended: &Ended) -> Option<Result<(), String>> {
+    let target = &ended.target;
     let folder = target.root.join(&target.id);
     let container = Container::load(folder.clone()).ok()?;
     let plain = Plain::of(&container, &folder)?;
     if plain.hooks.iter().flatten().next().is_some() {
         return None;
     }
-    let removed = plain.cgroup.remove().map_err(|error| error.to_string());
+    let removed = plain.free_cgroup(&target.id, ended.owned_pid_namespace);
+    let removed = removed.map_err(|error| error.to_string());
     Some(remove_state(&folder).and(removed))
 }
 
@@ -98,9 +100,26 @@ impl Plain {
         })
     }
 
+    /// Frees the cgroup of the container `id`.
+    fn free_cgroup(&self, id: &str, is_empty: bool) -> cgroup::Result<()> {
+        if !is_empty {
+            return self.cgroup.remove();
+        }
+        match self.cgroup.remove_empty() {
+            Err(cgroup::Error::Taken { path, pids }) => {
+                let path = path.display();
+                log::warn!(
+                    "{id}: others are in its cgroup {path} and keep it (processes {pids:?})"
+                );
+                Ok(())
+            }
+            removed => removed,
+        }
+    }
+
     /// Frees it, as [`Container::delete`] does, but for the state.
-    fn free(&self, container: &Container) -> Result<(), LibcontainerError> {
-        let removed = self.cgroup.remove();
+    fn free(&self, container: &Container, is_empty: bool) -> Result<(), LibcontainerError> {
+        let removed = self.free_cgroup(container.id(), is_empty);
         removed.map_err(|error| LibcontainerError::Other(error.to_string()))?;
         run_hooks(
             self.hooks.as_ref(),

@@ -43,7 +43,9 @@ pub(crate) fn run(
             checkpoint::dump(&checkpoint, init).map(|()| (Reply::Done, Vec::new()))
         }
         Request::Start(target) => start(&target).map(|()| (Reply::Done, Vec::new())),
-        Request::Delete(target) => delete(&target).map(|()| (Reply::Done, Vec::new())),
+        Request::Delete(ended) => {
+            delete(&ended.target, ended.owned_pid_namespace).map(|()| (Reply::Done, Vec::new()))
+        }
         Request::Clear(orphan) => delete_orphan(&orphan).map(|()| (Reply::Done, Vec::new())),
         Request::Pod(pod) => pod::make(&pod).map(|()| (Reply::Done, Vec::new())),
         Request::PodInit(pod) => {

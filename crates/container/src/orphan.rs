@@ -74,7 +74,7 @@ fn free(orphan: &Orphan) -> Result<(), String> {
     if !orphan.is_begun {
         return Ok(());
     }
-    let deleted = delete(&orphan.target);
+    let deleted = delete(&orphan.target, false);
     remove_cgroup(orphan)?;
     deleted
 }

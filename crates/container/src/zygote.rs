@@ -40,6 +40,15 @@ pub struct Target {
     pub root: PathBuf,
 }
 
+/// A container whose init has ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    /// The container.
+    pub(crate) target: Target,
+    /// Whether all of its processes have ended with the init.
+    pub(crate) owned_pid_namespace: bool,
+}
+
 /// What is asked of the zygote.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
@@ -65,7 +74,7 @@ pub(crate) enum Request {
         init: i32,
     },
     /// Free everything of a container whose init has ended.
-    Delete(Target),
+    Delete(Ended),
     /// Free what there is of a container whose helper was killed while it built it.
     Clear(Orphan),
     /// Make a pod's files and namespaces. Descriptor: the birthmark.
@@ -108,6 +117,8 @@ pub(crate) struct Created {
     pub(crate) pid: i32,
     /// Whether hooks run once it has started (`poststart`).
     pub(crate) has_hooks: bool,
+    /// Whether all of its processes end with the init.
+    pub(crate) owns_pid_namespace: bool,
 }
 
 /// What the zygote's helpers answer.

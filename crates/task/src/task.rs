@@ -396,6 +396,10 @@ impl Task {
     }
 
     fn kill_all(&self, number: u32) {
+        // All of it has ended: who is in the cgroup now is another's.
+        if self.owns_pid_namespace && self.exit.borrow().is_some() {
+            return;
+        }
         if let Some(cgroup) = &self.cgroup
             && let Err(error) = cgroup.kill_all(number as i32)
         {

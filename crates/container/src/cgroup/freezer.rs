@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,31 @@ impl Cgroup {
             Some(folder) => tell(folder, "freezer.state", "THAWED"),
             None => Ok(()),
         }
+    }
+
+    /// The folder by which whoever comes into the cgroup is stopped, if so: its own, or, where it does not exist yet, the nearest above.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the state cannot be read.
+    pub(super) fn frozen(&self) -> Result<Option<PathBuf>> {
+        let (file, frozen): (_, &[&str]) = match &self.tree {
+            Tree::V1(_) => ("freezer.state", &["FROZEN", "FREEZING"]),
+            Tree::V2(_) => ("cgroup.events", &["frozen 1"]),
+        };
+        for folder in self.freezer().into_iter().flat_map(Path::ancestors) {
+            let path = folder.join(file);
+            match fs::read_to_string(&path) {
+                Ok(text) => {
+                    let is_frozen = text.lines().any(|line| frozen.contains(&line));
+                    return Ok(is_frozen.then(|| folder.to_owned()));
+                }
+                // The root, which cannot be frozen.
+                Err(error) if gone(&error) && folder.exists() => return Ok(None),
+                Err(error) if gone(&error) => {}
+                Err(error) => return Err(Error::io("read", &path)(error)),
+            }
+        }
+        Ok(None)
     }
 
     /// The folder whose files freeze the cgroup, if it has one.

@@ -17,8 +17,13 @@ use crate::sys;
 /// How long removal waits for killed processes to leave. A process in an uninterruptible wait
 /// (a dead network file system) may take longer; nothing can hurry it.
 const REMOVAL: Duration = Duration::from_secs(10);
+/// How long a cgroup is waited for in which, once its container has ended, somebody is all the same: a process that was on its
+/// way into the container, and ends by itself, or somebody else.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// The longest pause between two looks at a cgroup that is to be removed.
 const PAUSE: Duration = Duration::from_millis(20);
+/// What stands on the kernel's lists for each process outside this process's pid namespace (pid_namespaces(7)).
+const FOREIGN: u32 = 0;
 /// How often a cgroup is looked through for processes that were forked while others got a signal.
 const ROUNDS: usize = 16;
 
@@ -54,26 +59,23 @@ impl Cgroup {
         if let Some(folder) = folder {
             collect(folder, &mut pids)?;
         }
+        pids.remove(&FOREIGN);
         Ok(pids.into_iter().collect())
     }
 
     /// Makes sure that a container may have the cgroup: that nobody is in it or below it, on v1 in any of
-    /// its hierarchies.
+    /// its hierarchies, and that whoever comes into it is not frozen.
     ///
     /// # Errors
-    /// [`Error::Taken`]; [`Error::Io`] or [`Error::Malformed`] when the kernel's lists cannot be read.
+    /// [`Error::Taken`] and [`Error::Frozen`]; [`Error::Io`] or [`Error::Malformed`] when the kernel's files cannot be read.
     pub fn ensure_free(&self) -> Result<()> {
         for folder in self.folders() {
-            let mut pids = BTreeSet::new();
-            collect(folder, &mut pids)?;
-            if !pids.is_empty() {
-                return Err(Error::Taken {
-                    path: folder.to_path_buf(),
-                    pids: pids.into_iter().collect(),
-                });
-            }
+            ensure_empty(folder)?;
         }
-        Ok(())
+        match self.frozen()? {
+            Some(path) => Err(Error::Frozen { path }),
+            None => Ok(()),
+        }
     }
 
     /// Opens the way into the cgroup, for a process that will not be able to reach its folders any
@@ -132,11 +134,32 @@ impl Cgroup {
     /// [`Error::HoldsCaller`] when this very process is in the cgroup; [`Error::Busy`] when its
     /// processes do not go; [`Error::Io`] when the kernel refuses otherwise.
     pub fn remove(&self) -> Result<()> {
-        let end = Instant::now() + REMOVAL;
+        self.remove_when(|folder, _| {
+            signal_folder(folder, libc::SIGKILL)?;
+            self.thaw_v1()
+        })
+    }
+
+    /// [`Cgroup::remove`] for the cgroup of a container of which no process is left: who is in it or below it has come since, and
+    /// is not signalled. Blocks the thread for half a second then.
+    ///
+    /// # Errors
+    /// [`Error::Taken`] when somebody is in it: it stays; otherwise as [`Cgroup::remove`].
+    pub fn remove_empty(&self) -> Result<()> {
+        self.remove_when(|folder, since| match since.elapsed() > FAREWELL {
+            true => ensure_empty(folder),
+            false => Ok(()),
+        })
+    }
+
+    /// Removes the cgroup with all below it; where somebody is in a folder, `when_busy` is told of it and of when this began, again and
+    /// again.
+    fn remove_when(&self, when_busy: impl Fn(&Path, Instant) -> Result<()>) -> Result<()> {
+        let since = Instant::now();
         for folder in self.folders() {
             let mut pause = Duration::from_millis(1);
             while !remove_folder(folder)? {
-                if Instant::now() > end {
+                if since.elapsed() > REMOVAL {
                     let mut pids = BTreeSet::new();
                     collect(folder, &mut pids)?;
                     return Err(Error::Busy {
@@ -145,8 +168,7 @@ impl Cgroup {
                         seconds: REMOVAL.as_secs(),
                     });
                 }
-                signal_folder(folder, libc::SIGKILL)?;
-                self.thaw_v1()?;
+                when_busy(folder, since)?;
                 thread::sleep(pause);
                 pause = (pause * 2).min(PAUSE);
             }
@@ -161,7 +183,20 @@ pub(super) fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
-/// Adds the processes of a folder and of those below it.
+/// Makes sure that nobody is in a folder or in those below it.
+fn ensure_empty(folder: &Path) -> Result<()> {
+    let mut pids = BTreeSet::new();
+    collect(folder, &mut pids)?;
+    if pids.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Taken {
+        path: folder.to_path_buf(),
+        pids: pids.into_iter().collect(),
+    })
+}
+
+/// Adds the processes of a folder and of those below it, [`FOREIGN`] ones as well.
 fn collect(folder: &Path, pids: &mut BTreeSet<u32>) -> Result<()> {
     let path = folder.join("cgroup.procs");
     match fs::read_to_string(&path) {
@@ -172,10 +207,7 @@ fn collect(folder: &Path, pids: &mut BTreeSet<u32>) -> Result<()> {
                     line: line.to_owned(),
                     expected: "a process id",
                 })?;
-                // Zero stands for a process outside this process's pid namespace.
-                if pid != 0 {
-                    pids.insert(pid);
-                }
+                pids.insert(pid);
             }
         }
         Err(error) if gone(&error) => return Ok(()),
@@ -214,6 +246,8 @@ fn signal_folder(folder: &Path, signal: i32) -> Result<()> {
     for _ in 0..ROUNDS {
         let mut pids = BTreeSet::new();
         collect(folder, &mut pids)?;
+        // Nobody can be signalled by that.
+        pids.remove(&FOREIGN);
         let caller = std::process::id();
         if pids.contains(&caller) {
             return Err(Error::HoldsCaller {

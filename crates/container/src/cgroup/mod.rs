@@ -88,16 +88,24 @@ pub enum Error {
         /// This process.
         pid: u32,
     },
-    /// A container was to have a cgroup that others are in, who would end with it.
+    /// Others are in a cgroup that a container was to have, who would end with it, or had.
     #[error(
-        "cgroup {path} is not empty (processes {pids:?}): give the container another cgroupsPath, or \
-         end them"
+        "cgroup {path} is not empty (processes {pids:?}; 0 is one of another pid namespace): give the container \
+         another cgroupsPath, or end them"
     )]
     Taken {
         /// The folder of the cgroup.
         path: PathBuf,
         /// The processes in it.
         pids: Vec<u32>,
+    },
+    /// A container was to have a cgroup in which its first process would stand still.
+    #[error(
+        "cgroup {path} is frozen: thaw it, remove it, or give the container another cgroupsPath"
+    )]
+    Frozen {
+        /// The folder of the cgroup, or of one above it.
+        path: PathBuf,
     },
     /// The processes of a cgroup outlived SIGKILL for longer than removal waits.
     #[error(
