@@ -29,6 +29,8 @@ program=/usr/local/bin/containerd-shim-wasmtime-v1
 config=/etc/containerd/config.toml
 drop_in=/etc/containerd/conf.d/lighter.toml
 options=/etc/lighter.toml
+# Is there from a change of containerd's configuration until containerd has been restarted.
+changed=/etc/containerd/.lighter-changed
 k3s=/var/lib/rancher/k3s/agent/etc/containerd
 begin='# BEGIN lighter: written by its node.sh, which takes it out again'
 end='# END lighter'
@@ -44,9 +46,9 @@ has_handler() {
     grep -qE "^[[:space:]]*\[plugins\.[\"']io\.containerd\.(grpc\.v1\.cri|cri\.v1\.runtime)[\"']\.containerd\.runtimes\.[\"']?$1[\"']?\]" "$2"
 }
 
-# without_ours FILE: its text without the marked block.
+# without_ours FILE: its text without the marked block, and with an end to its last line.
 without_ours() {
-    sed "/^# BEGIN lighter/,/^$end\$/d" "$1"
+    awk -v end="$end" '/^# BEGIN lighter/ { ours = 1 } !ours; $0 == end { ours = 0 }' "$1"
 }
 
 # handlers PLUGIN FILE: the handlers of a file in ../containerd, for a configuration that is in $NODE$config.lighter
@@ -74,7 +76,16 @@ accept() {
         rm -f "$NODE$config.lighter"
         die "containerd would not start with the changed $config, so it stays as it was: $message"
     fi
+    : >"$NODE$changed"
     mv "$NODE$config.lighter" "$NODE$config"
+}
+
+# Restarts containerd if its configuration has changed, in an attempt before this one perhaps.
+take_up() {
+    if [ -e "$NODE$changed" ]; then
+        restart containerd
+        rm "$NODE$changed"
+    fi
 }
 
 restart() {
@@ -150,7 +161,6 @@ $block"
     fi
     accept
     say "added the handler wasmtime to $config"
-    restart containerd
 }
 
 # drop_in TABLES: puts them into a file that containerd imports.
@@ -161,9 +171,9 @@ drop_in() {
         return
     fi
     mkdir -p "$NODE${drop_in%/*}"
+    : >"$NODE$changed"
     printf '%s\n' "$text" >"$NODE$drop_in"
     say "wrote $drop_in"
-    restart containerd
 }
 
 # Whether config.toml imports conf.d, on one line or on several.
@@ -188,7 +198,8 @@ unused() {
     for process in /proc/[0-9]*; do
         executable=$(readlink "$process/exe" 2>/dev/null) || continue
         executable=${executable% (deleted)}
-        if [ "$executable" = "$program" ] || [ "$executable" = "$NODE$program" ]; then
+        # By its name: the folder may be reached through symbolic links.
+        if [ "${executable##*/}" = "${program##*/}" ]; then
             die "pods of the runtime class wasmtime still run on this node (process ${process#/proc/}): delete them, then run this again"
         fi
     done
@@ -197,10 +208,10 @@ unused() {
 remove() {
     unused
     if [ -e "$NODE$drop_in" ]; then
+        : >"$NODE$changed"
         rm "$NODE$drop_in"
         rmdir "$NODE${drop_in%/*}" 2>/dev/null || true
         say "removed $drop_in"
-        restart containerd
     fi
     if [ -e "$NODE$config" ] && grep -q '^# BEGIN lighter' "$NODE$config"; then
         cp -p "$NODE$config" "$NODE$config.lighter"
@@ -209,11 +220,12 @@ remove() {
             accept
             say "took the handler wasmtime out of $config"
         else
+            : >"$NODE$changed"
             rm "$NODE$config.lighter" "$NODE$config"
             say "removed $config"
         fi
-        restart containerd
     fi
+    take_up
     if [ -e "$NODE$options" ] && grep -q '^# BEGIN lighter' "$NODE$options"; then
         rm "$NODE$options"
     fi
@@ -234,6 +246,7 @@ install)
         configure_k3s
     else
         configure
+        take_up
     fi
     say "ready for pods with runtimeClassName: wasmtime"
     ;;

@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::PathBuf,
     process::{Command, Output},
 };
@@ -22,6 +22,8 @@ use tempfile::TempDir;
 each_cri!(
     from_the_image_to_the_sample,
     every_kind_of_configuration,
+    a_last_line_without_an_end,
+    a_restart_that_fails,
     systemds_cgroups,
     a_configuration_that_is_refused,
     handlers_of_others,
@@ -68,16 +70,22 @@ impl Node {
             "#!/bin/sh\n\
              case $1 in\n\
              containerd) shift 2; exec {}/containerd --config {}\"$@\" ;;\n\
-             systemctl) shift; echo \"$*\" >>{}/commands ;;\n\
+             systemctl) shift; echo \"$*\" >>{}/commands; ! [ -e {} ] ;;\n\
              esac\n",
             version.programs()?.display(),
             node.folder.path().display(),
             node.installer.path().display(),
+            node.broken().display(),
         );
         let on_node = node.installer.path().join("on-node");
         fs::write(&on_node, script)?;
         fs::set_permissions(&on_node, fs::Permissions::from_mode(0o755))?;
         Ok(node)
+    }
+
+    /// While it is there, systemctl fails.
+    fn broken(&self) -> PathBuf {
+        self.installer.path().join("broken")
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -342,6 +350,48 @@ fn every_kind_of_configuration(cri: &Cri) -> Result<()> {
     Ok(())
 }
 
+/// What is added is found again behind a line that had no end.
+fn a_last_line_without_an_end(cri: &Cri) -> Result<()> {
+    let config = "version = 2\nroot = '/var/lib/containerd'";
+    let node = Node::new(cri.engine().version(), Some(config))?;
+    node.succeed("install")?;
+    let installed = node.files()?;
+    node.succeed("install")?;
+    assert_eq!(node.files()?, installed);
+    node.succeed("remove")?;
+    assert_eq!(node.config()?.trim_end(), config);
+    Ok(())
+}
+
+/// Until containerd has taken up its configuration, each attempt restarts it.
+fn a_restart_that_fails(cri: &Cri) -> Result<()> {
+    let version = cri.engine().version();
+    let mut configurations = vec!["version = 2\n"];
+    if version >= Version::V2_1 {
+        configurations.push("version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n");
+    }
+    for config in configurations {
+        let node = Node::new(version, Some(config))?;
+        let before = node.files()?;
+        for action in ["install", "remove"] {
+            fs::write(node.broken(), "")?;
+            for _ in 0..2 {
+                let error = node.fail(action)?;
+                assert!(error.contains("cannot restart containerd"), "{error}");
+                assert_eq!(node.commands(), "restart containerd\n", "{action}");
+            }
+            assert!(node.path(PROGRAM).exists());
+            fs::remove_file(node.broken())?;
+            node.succeed(action)?;
+            assert_eq!(node.commands(), "restart containerd\n", "{action}");
+            node.succeed(action)?;
+            assert_eq!(node.commands(), "", "{action}");
+        }
+        assert_eq!(node.files()?, before, "{config}");
+    }
+    Ok(())
+}
+
 /// The pods' cgroups are made by whoever makes runc's: an option of the shim.
 fn systemds_cgroups(cri: &Cri) -> Result<()> {
     let config = "version = 2\n\
@@ -408,6 +458,10 @@ fn handlers_of_others(cri: &Cri) -> Result<()> {
 /// The shim is not taken from under pods that run.
 fn pods_that_still_run(cri: &Cri) -> Result<()> {
     let node = Node::new(cri.engine().version(), Some("version = 2\n"))?;
+    // As on nodes with a file system that nobody writes to.
+    fs::create_dir_all(node.path("usr"))?;
+    fs::create_dir_all(node.path("var/usrlocal"))?;
+    symlink("../var/usrlocal", node.path("usr/local"))?;
     node.succeed("install")?;
     fs::copy("/bin/sleep", node.path(PROGRAM))?;
     let mut running = Command::new(node.path(PROGRAM)).arg("1000").spawn()?;

@@ -1,5 +1,7 @@
 use std::{
     collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -93,8 +95,8 @@ pub struct Build {
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<String>,
 
-    /// A file of this machine and its path in the image, or a directory and where to
-    /// put what it holds; repeatable
+    /// A file of this machine and its path in the image, or, with a / at its end, the folder to
+    /// put it into; or a directory and where to put what it holds; repeatable
     #[arg(long, value_name = "SRC:DEST", value_parser = pair)]
     add: Vec<(String, String)>,
 
@@ -110,24 +112,40 @@ pub struct Build {
 impl Build {
     /// Makes the image, gives it to whom it is for, and prints its name and digest.
     pub fn run(self) -> Result<()> {
-        let (interim, path);
-        let archive = match &self.output {
-            Some(output) => output.as_path(),
-            None => {
-                interim = tempfile::tempdir().context("cannot make a folder for the archive")?;
-                path = interim.path().join("image.tar");
-                path.as_path()
-            }
-        };
         let image = self.image()?;
-        let saved = image::save(archive, |archive| self.add(archive, image))?;
+        let (saved, archive) = match &self.output {
+            Some(output) => {
+                self.spare_sources(output, &image)?;
+                image::save(output, |archive| self.add(archive, image))?
+            }
+            None => image::draft(|archive| self.add(archive, image))?,
+        };
         if self.containerd {
-            self.target.import(archive)?;
+            self.target.import(&archive)?;
         }
         if self.docker {
-            docker::load(archive)?;
+            docker::load(&archive)?;
         }
         say!("{} {}", saved.name, saved.manifest);
+        Ok(())
+    }
+
+    /// Makes sure that the archive does not come in the place of something that goes into the image: an earlier archive, too, in a
+    /// folder that is added.
+    fn spare_sources(&self, output: &Path, image: &Image) -> Result<()> {
+        let Ok(before) = fs::metadata(output) else {
+            return Ok(());
+        };
+        let files = image.layers.iter().flat_map(Layer::sources);
+        for source in files.chain(self.app.as_deref()) {
+            let is_same = fs::metadata(source)
+                .is_ok_and(|source| (source.dev(), source.ino()) == (before.dev(), before.ino()));
+            ensure!(
+                !is_same,
+                "-o {} is a file that goes into the image: write the archive elsewhere",
+                output.display()
+            );
+        }
         Ok(())
     }
 
@@ -148,6 +166,9 @@ impl Build {
             let source = Path::new(source);
             if source.is_dir() {
                 layer.add_tree(source, path)?;
+            } else if path.ends_with('/') {
+                let path = format!("{path}{}", file_name(source)?);
+                layer.add(&path, Entry::file(source))?;
             } else {
                 layer.add(path, Entry::file(source))?;
             }

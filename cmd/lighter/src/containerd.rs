@@ -1,7 +1,8 @@
 //! Puts the images of an archive into a containerd, as `ctr images import` does, by its API.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -45,13 +46,13 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Imports all images of the archive `path`, for all platforms. An image that has the name
+    /// Imports all images of `archive`, for all platforms. An image that has the name
     /// already is replaced.
     ///
     /// # Errors
     /// What containerd has against it.
-    pub fn import(&self, path: &Path) -> Result<()> {
-        let layout = Layout::open(path)?;
+    pub fn import(&self, archive: &File) -> Result<()> {
+        let layout = Layout::of(archive)?;
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
@@ -73,12 +74,12 @@ impl Containerd {
 /// lease until the images refer to it.
 struct Import<'a> {
     store: Store,
-    layout: &'a Layout,
+    layout: &'a Layout<'a>,
     lease: String,
 }
 
 impl<'a> Import<'a> {
-    async fn begin(store: Store, layout: &'a Layout) -> Result<Self> {
+    async fn begin(store: Store, layout: &'a Layout<'a>) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         let import = Self {
             store,

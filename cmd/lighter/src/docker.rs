@@ -1,21 +1,21 @@
 //! Puts the images of an archive into a Docker.
 
 use std::fs::File;
-use std::path::Path;
+use std::io::Seek;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-/// Loads the archive `path` with the `docker` command, which knows the user's contexts, hosts
+/// Loads `archive` with the `docker` command, which knows the user's contexts, hosts
 /// and certificates.
 ///
 /// # Errors
 /// There is no such command, or what it says.
-pub fn load(path: &Path) -> Result<()> {
-    let archive = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+pub fn load(mut archive: &File) -> Result<()> {
+    archive.rewind()?;
     let output = Command::new("docker")
         .arg("load")
-        .stdin(archive)
+        .stdin(archive.try_clone()?)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .output()

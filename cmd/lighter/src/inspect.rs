@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use image::Wasm;
 use wasmparser::{Encoding, Parser, Payload};
 
@@ -12,7 +12,13 @@ use wasmparser::{Encoding, Parser, Payload};
 /// # Errors
 /// When it cannot be read or is no wasm file.
 pub fn inspect(path: &Path) -> Result<Wasm> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let failed = || format!("cannot read {}", path.display());
+    // A pipe would be waited for, and a device has no end.
+    ensure!(
+        fs::metadata(path).with_context(failed)?.is_file(),
+        image::Error::Kind(path.into())
+    );
+    let bytes = fs::read(path).with_context(failed)?;
     contents(&bytes).with_context(|| {
         format!(
             "{} is not a wasm module or component, and an artifact is nothing else",

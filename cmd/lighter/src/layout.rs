@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Seek;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use image::{Descriptor, Document, Index};
@@ -23,23 +23,23 @@ pub struct Place {
 }
 
 /// An archive, open.
-pub struct Layout {
-    file: File,
+pub struct Layout<'a> {
+    file: &'a File,
     places: HashMap<String, Place>,
 }
 
-impl Layout {
-    /// Opens the archive `path`.
+impl<'a> Layout<'a> {
+    /// Looks into an archive.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn open(path: &Path) -> Result<Self> {
-        let read = || format!("cannot read {}", path.display());
-        let file = File::open(path).with_context(read)?;
+    pub fn of(mut file: &'a File) -> Result<Self> {
+        let read = "cannot read the archive";
+        file.rewind().context(read)?;
         let mut places = HashMap::new();
-        let mut tar = tar::Archive::new(&file);
-        for entry in tar.entries().with_context(read)? {
-            let entry = entry.with_context(read)?;
+        let mut tar = tar::Archive::new(file);
+        for entry in tar.entries().context(read)? {
+            let entry = entry.context(read)?;
             let place = Place {
                 offset: entry.raw_file_position(),
                 size: entry.size(),

@@ -18,3 +18,14 @@ pub(crate) fn line(text: Arguments) {
         _ => {}
     }
 }
+
+/// What an error says with its causes, each once: many tell theirs in their own words.
+pub(crate) fn whole(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}

@@ -2,8 +2,13 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs,
     io::Read,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, symlink},
+    },
     path::Path,
     process::{Command, Output},
 };
@@ -352,4 +357,120 @@ fn mistakes_are_named_and_leave_no_file() {
     }
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
+}
+
+/// What goes into an image is not overwritten by it, and an archive does not hold the one before.
+#[test]
+fn an_archive_takes_the_place_of_none_of_its_sources() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("app.wasm"), "the program").unwrap();
+    symlink("app.wasm", path("link")).unwrap();
+    fs::create_dir(path("tree")).unwrap();
+    fs::write(path("tree/data"), "data").unwrap();
+    let build = |output, more: &[&str]| {
+        let args = ["build", "app.wasm", "-t", "a", "-o", output];
+        lighter(folder.path(), &[&args, more].concat())
+    };
+    for (output, more) in [
+        ("app.wasm", &[][..]),
+        ("app.wasm", &["--artifact"]),
+        ("link", &[]),
+        ("tree/data", &["--add", "tree/data:/data"]),
+        ("tree/data", &["--add", "tree:/"]),
+    ] {
+        let refused = build(output, more);
+        let error = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success(), "{output} {more:?}");
+        assert!(error.contains("goes into the image"), "{error}");
+        assert_eq!(fs::read(path("app.wasm")).unwrap(), b"the program");
+        assert_eq!(fs::read(path("tree/data")).unwrap(), b"data");
+    }
+    let within = ["--add", "tree:/"];
+    assert!(build("tree/a.tar", &within).status.success());
+    assert!(!build("tree/a.tar", &within).status.success());
+}
+
+/// A path that ends in a slash is a folder, as it is for cp and in a Dockerfile.
+#[test]
+fn a_file_is_put_into_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("text"), "text").unwrap();
+    let args = ["build", "-t", "a", "-o", "o.tar", "--add", "text:/etc/"];
+    let done = lighter(folder.path(), &[&args[..], &["--add", "text:/"]].concat());
+    assert!(done.status.success(), "{done:?}");
+    let (_, layer) = image(&path("o.tar"));
+    let files = files(&layer[..]);
+    assert_eq!(files["etc/text"], b"text");
+    assert_eq!(files["text"], b"text");
+}
+
+/// What would become something else in the image, or would be waited for in vain.
+#[test]
+fn what_cannot_be_put_into_an_image_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("text"), "text").unwrap();
+    for tree in ["whiteout", "link", "empty"] {
+        fs::create_dir(path(tree)).unwrap();
+    }
+    fs::write(path("whiteout/.wh.text"), "").unwrap();
+    symlink(OsStr::from_bytes(b"caf\xe9"), path("link/link")).unwrap();
+    let made = Command::new("mkfifo").arg(path("pipe.wasm")).status();
+    assert!(made.unwrap().success());
+    assert!(
+        fs::metadata(path("pipe.wasm"))
+            .unwrap()
+            .file_type()
+            .is_fifo()
+    );
+    for (args, expected) in [
+        (&["--add", "whiteout:/w"][..], "`.wh.`"),
+        (&["--add", "text:/w/.wh..wh..opq"], "`.wh.`"),
+        (&["--add", "link:/"], "UTF-8"),
+        (&["--add", "text:/x", "--add", "empty:/x"], "already"),
+        (&["--artifact", "pipe.wasm"], "pipe.wasm"),
+        (&["--artifact", "/dev/zero"], "/dev/zero"),
+        (&["pipe.wasm"], "pipe.wasm"),
+        (&["nothing.wasm"], "nothing.wasm"),
+    ] {
+        let args = [&["build", "-t", "a", "-o", "o.tar"], args].concat();
+        let error = refused(folder.path(), &args);
+        assert!(error.contains(expected), "{args:?}: {error}");
+        assert!(error.matches("No such file").count() < 2, "{error}");
+        assert!(!path("o.tar").exists());
+    }
+}
+
+/// Who has no room is named: the archive's folder, or that for temporary files.
+#[test]
+fn no_room_is_no_fault_of_what_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("app.wasm"), vec![0; 100_000]).unwrap();
+    let limited = |kilobytes: u32, temporary: &str| {
+        // No file may be larger; writing past that is an error then, as on a full disk.
+        let script = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec \"$@\"");
+        let output = Command::new("bash")
+            .args(["-c", &script, "-", env!("CARGO_BIN_EXE_lighter")])
+            .args(["build", "app.wasm", "-t", "a", "-o", "o.tar"])
+            .current_dir(folder.path())
+            .env("TMPDIR", path(temporary))
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    fs::create_dir(path("temporary")).unwrap();
+    let temporary = path("temporary").display().to_string();
+    for error in [limited(50, "temporary"), limited(50, "nowhere")] {
+        assert!(error.contains("TMPDIR"), "{error}");
+        assert!(!error.contains("cannot read"), "{error}");
+    }
+    assert!(limited(50, "temporary").contains(&temporary));
+    // Room for the layer, and none for what the archive adds to it.
+    let error = limited(101, "temporary");
+    assert!(error.contains("o.tar: File too large"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 }

@@ -112,8 +112,10 @@ fn a_digest_or_a_part_that_is_clear_is_removed() {
     let [one, two] = ["1.wasm", "2.wasm"].map(|name| workshop.digest(name));
     let error = workshop.refused("rm", &[&one, "f00"]);
     assert!(error.contains("begins with f00"), "{error}");
-    let error = workshop.refused("rm", &[""]);
-    assert!(error.contains("3 digests begin with"), "{error}");
+    for text in ["", "sha256:", "sha256:*", "hello"] {
+        let error = workshop.refused("rm", &[text]);
+        assert!(error.contains("not the beginning of a digest"), "{error}");
+    }
     assert_eq!(workshop.listed().len(), 3, "nothing was removed");
     let printed = workshop.done("rm", &[&one[..10], &format!("sha256:{two}")]);
     assert!(
@@ -234,5 +236,5 @@ fn one_bad_module_keeps_no_other_from_being_compiled() {
     assert_eq!(workshop.listed().len(), 1);
     let error = workshop.refused("warm", &["--address", "/nowhere.sock", "hello"]);
     assert!(error.contains("hello is no file"), "{error}");
-    assert!(error.contains("/nowhere.sock"), "{error}");
+    assert!(error.contains("/nowhere.sock: No such file"), "{error}");
 }

@@ -1,9 +1,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs,
     io::{self, Read, Write},
-    os::unix::fs::PermissionsExt,
-    path::Path,
 };
 
 use oci_spec::image::{
@@ -273,56 +270,6 @@ impl Blob<Vec<u8>> {
     }
 }
 
-impl Image {
-    /// Writes an archive of this one image to a file, which is there whole or
-    /// as it was before.
-    pub fn save(&self, name: &Name, path: impl AsRef<Path>) -> Result<Saved, Error> {
-        save(path.as_ref(), |archive| archive.add(name, self))
-    }
-}
-
-/// An archive that becomes a file.
-pub type ArchiveFile = Archive<io::BufWriter<tempfile::NamedTempFile>>;
-
-/// Writes an archive of what `fill` adds to a file, which is there whole or as it was before. A symbolic link is followed.
-///
-/// # Errors
-/// Those of `fill`, and where the file cannot be written, or is a device, a pipe or the like, in whose place a file
-/// would come.
-pub fn save<T, E: From<Error>>(
-    path: &Path,
-    fill: impl FnOnce(&mut ArchiveFile) -> Result<T, E>,
-) -> Result<T, E> {
-    let failed = |source| Error::Save {
-        path: path.into(),
-        source,
-    };
-    let resolved = match fs::canonicalize(path) {
-        Ok(resolved) => resolved,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
-        Err(error) => return Err(failed(error).into()),
-    };
-    if fs::metadata(&resolved).is_ok_and(|metadata| !metadata.is_file()) {
-        let reason = "it is there and no regular file; give the name of one";
-        return Err(failed(io::Error::other(reason)).into());
-    }
-    let folder = match resolved.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let file = tempfile::Builder::new()
-        .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(folder)
-        .map_err(failed)?;
-    let mut archive = Archive::new(io::BufWriter::new(file))?;
-    let filled = fill(&mut archive)?;
-    let file = archive.finish()?.into_inner();
-    file.map_err(|error| failed(error.into_error()))?
-        .persist(&resolved)
-        .map_err(|error| failed(error.error))?;
-    Ok(filled)
-}
-
 /// A manifest (`manifest.md` of the OCI image specification).
 fn manifest(
     config: Descriptor,
@@ -395,35 +342,13 @@ fn configuration(image: &Image, diff_ids: Vec<String>) -> Result<impl Serialize,
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path};
 
     use oci_spec::image::{Arch, ImageConfiguration, ImageIndex, ImageManifest, Os};
     use sha2::{Digest, Sha256};
 
     use super::*;
     use crate::{Entry, Layer};
-
-    #[test]
-    fn an_archive_comes_in_the_place_of_no_device() {
-        let folder = tempfile::tempdir().unwrap();
-        let saved = |path: &Path| save(path, |_| Ok::<_, Error>(())).map_err(|e| e.to_string());
-        // A socket stands for whatever is no file.
-        let socket = folder.path().join("socket");
-        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        let link = folder.path().join("link");
-        std::os::unix::fs::symlink(&socket, &link).unwrap();
-        for path in [&socket, &link] {
-            let error = saved(path).unwrap_err();
-            assert!(error.contains("regular file"), "{error}");
-        }
-        let file = folder.path().join("file");
-        fs::write(&file, "before").unwrap();
-        let link = folder.path().join("another");
-        std::os::unix::fs::symlink(&file, &link).unwrap();
-        saved(&link).unwrap();
-        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        assert_ne!(fs::read(&file).unwrap(), b"before");
-    }
 
     fn files(tar: &[u8]) -> BTreeMap<String, Vec<u8>> {
         tar::Archive::new(tar)

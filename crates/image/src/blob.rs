@@ -67,8 +67,39 @@ pub fn of_file(path: &Path) -> Result<Blob<impl Read + use<>>, Error> {
     let mut file = fs::File::open(path).map_err(failed)?;
     let spool = |source| Error::Spool { source };
     let mut copy = Spool::new().map_err(spool)?;
-    io::copy(&mut file, &mut copy).map_err(failed)?;
-    copy.finish().map_err(spool)
+    let mut source = Source::new(&mut file);
+    match io::copy(&mut source, &mut copy) {
+        Ok(_) => copy.finish().map_err(spool),
+        Err(error) if source.has_failed => Err(failed(error)),
+        Err(error) => Err(spool(error)),
+    }
+}
+
+/// What is read to be written elsewhere, and which of both has failed.
+pub struct Source<R> {
+    inner: R,
+    /// Whether reading has.
+    pub has_failed: bool,
+}
+
+impl<R> Source<R> {
+    pub fn new(inner: R) -> Self {
+        Self {
+            inner,
+            has_failed: false,
+        }
+    }
+}
+
+impl<R: Read> Read for Source<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer);
+        // It is tried again after an interruption.
+        self.has_failed = read
+            .as_ref()
+            .is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
+        read
+    }
 }
 
 /// Takes bytes on their way to a file and turns them into a blob.

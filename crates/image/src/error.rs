@@ -47,8 +47,11 @@ pub enum Error {
     /// A file grew or shrank while it was read.
     #[error("{} changed while it was read; try again when nothing writes to it", .0.display())]
     Changed(PathBuf),
-    /// A layer could not be kept in the folder for temporary files.
-    #[error("cannot write a layer into {}: {source}", std::env::temp_dir().display())]
+    /// What goes into the image could not be kept in the folder for temporary files.
+    #[error(
+        "cannot write into {}: {source}; make room there, or name another folder in TMPDIR",
+        std::env::temp_dir().display()
+    )]
     Spool { source: io::Error },
     /// The archive could not be written.
     #[error("cannot write the archive: {0}")]

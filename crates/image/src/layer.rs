@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs, io,
     io::Read,
     os::unix::fs::PermissionsExt,
@@ -8,8 +9,11 @@ use std::{
 
 use crate::{
     Error,
-    blob::{Blob, Spool},
+    blob::{Blob, Source, Spool},
 };
+
+/// What the names of whiteouts begin with (OCI image specification, `layer.md`).
+const WHITEOUT: &str = ".wh.";
 
 /// A layer of an image's file system: entries by their path.
 #[derive(Clone, Debug, Default)]
@@ -83,9 +87,15 @@ impl Layer {
     /// Adds an entry at a path of the image, absolute or relative to its root.
     /// Parents that are not added become directories of root, mode 0755.
     ///
-    /// Fails if the path has `..`, is the root, or is taken.
+    /// Fails if the path has `..`, is the root, is taken, or would mean in a layer that something is gone.
     pub fn add(&mut self, path: &str, entry: Entry) -> Result<(), Error> {
         let path = normal(path)?;
+        if path.split('/').any(|part| part.starts_with(WHITEOUT)) {
+            return Err(Error::Path {
+                path,
+                reason: "in a layer, a name that begins with `.wh.` takes a file of the layers below away",
+            });
+        }
         if path.is_empty() {
             return Err(Error::Path {
                 path: "/".into(),
@@ -108,18 +118,18 @@ impl Layer {
             source,
         };
         let base = normal(path)?;
-        if !base.is_empty() && !self.entries.contains_key(&base) {
-            self.add(&base, Entry::directory())?;
+        match self.entries.get(&base) {
+            None if base.is_empty() => {}
+            None => self.add(&base, Entry::directory())?,
+            Some(Entry {
+                content: Content::Directory,
+                ..
+            }) => {}
+            Some(_) => return Err(Error::Duplicate(format!("/{base}"))),
         }
         for found in fs::read_dir(host).map_err(failed)? {
             let found = found.map_err(failed)?;
-            let name = found
-                .file_name()
-                .into_string()
-                .map_err(|name| Error::Path {
-                    path: name.to_string_lossy().into(),
-                    reason: "it is not UTF-8",
-                })?;
+            let name = utf8(found.file_name())?;
             let (host, path) = (found.path(), format!("{base}/{name}"));
             let kind = found.file_type().map_err(failed)?;
             if kind.is_dir() {
@@ -128,12 +138,22 @@ impl Layer {
                 self.add(&path, Entry::file(host))?;
             } else if kind.is_symlink() {
                 let target = fs::read_link(&host).map_err(failed)?;
-                self.add(&path, Entry::symlink(target.to_string_lossy()))?;
+                self.add(&path, Entry::symlink(utf8(target.into())?))?;
             } else {
                 return Err(Error::Kind(host));
             }
         }
         Ok(())
+    }
+
+    /// The files of the host whose content goes into the layer.
+    pub fn sources(&self) -> impl Iterator<Item = &Path> {
+        self.entries
+            .values()
+            .filter_map(|entry| match &entry.content {
+                Content::Host(path) => Some(path.as_path()),
+                _ => None,
+            })
     }
 
     /// The layer as an uncompressed tar.
@@ -164,6 +184,13 @@ impl Layer {
         }
         Ok(all)
     }
+}
+
+fn utf8(name: OsString) -> Result<String, Error> {
+    name.into_string().map_err(|name| Error::Path {
+        path: name.to_string_lossy().into(),
+        reason: "it is not UTF-8",
+    })
 }
 
 /// A path without `.`, double slashes and slashes at its ends; the root is empty.
@@ -232,12 +259,14 @@ fn append(tar: &mut tar::Builder<Spool>, path: &str, entry: &Entry) -> Result<()
             header.set_mode(entry.mode.unwrap_or(default));
             header.set_size(found.len());
             // The header has the size in it: read so much, no more and no less.
-            let mut content = file.take(found.len());
-            tar.append_data(&mut header, path, &mut content)
-                .map_err(failed)?;
-            match content.limit() {
-                0 => Ok(()),
-                _ => Err(Error::Changed(host.clone())),
+            let mut source = Source::new(file);
+            let mut content = (&mut source).take(found.len());
+            let appended = tar.append_data(&mut header, path, &mut content);
+            match (appended, content.limit()) {
+                (Ok(()), 0) => Ok(()),
+                (Ok(()), _) => Err(Error::Changed(host.clone())),
+                (Err(error), _) if source.has_failed => Err(failed(error)),
+                (Err(error), _) => Err(spool(error)),
             }
         }
     }

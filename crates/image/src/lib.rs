@@ -41,12 +41,13 @@ mod manifest;
 mod media;
 mod name;
 mod platform;
+mod save;
 mod store;
 mod wasm_layers;
 
 use std::collections::BTreeMap;
 
-pub use archive::{Archive, ArchiveFile, Saved, save};
+pub use archive::{Archive, Saved};
 pub use artifact::{Artifact, Wasm};
 pub use compression::decompressed;
 pub use error::Error;
@@ -55,6 +56,7 @@ pub use layer::{Entry, Layer};
 pub use manifest::{Descriptor, Document, Index, Manifest};
 pub use name::Name;
 pub use platform::Platform;
+pub use save::{ArchiveFile, draft, save};
 pub use store::{Blob, Incoming, Store, StoreError};
 pub use wasm_layers::{check_size, composed, listed, meant, named, without_function};
 

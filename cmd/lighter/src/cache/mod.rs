@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use wasm::settings::Size;
 use wasm::{DEFAULT_CACHE_DIR, DEFAULT_CACHE_SIZE, Entry, Inventory};
@@ -146,6 +146,10 @@ impl Rm {
         let mut wanted = BTreeSet::new();
         for text in &self.digests {
             let prefix = text.strip_prefix("sha256:").unwrap_or(text);
+            ensure!(
+                !prefix.is_empty() && prefix.bytes().all(|byte| byte.is_ascii_hexdigit()),
+                "{text:?} is not the beginning of a digest, which is of hexadecimal digits"
+            );
             let found: BTreeSet<&str> = entries
                 .iter()
                 .map(|entry| entry.digest.as_str())

@@ -29,6 +29,14 @@ const MAX_DOCUMENT: u64 = 4 << 20;
 /// How deep indexes may lie within each other.
 const MAX_DEPTH: usize = 3;
 
+/// What is behind an error that only says what has failed.
+fn innermost(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => innermost(source),
+        None => error.to_string(),
+    }
+}
+
 /// A connection to containerd, for the images of one namespace.
 pub struct Store {
     client: Client,
@@ -45,7 +53,7 @@ impl Store {
         let namespace = parsed.map_err(|_| StoreError::Namespace(namespace.to_owned()))?;
         let channel = patiently(async {
             let channel = connect(address).await;
-            channel.map_err(|error| error.to_string())
+            channel.map_err(|error| innermost(&error))
         });
         let channel = channel.await.map_err(|reason| StoreError::Connect {
             address: address.to_owned(),
