@@ -197,9 +197,8 @@ configure_k3s() {
 unused() {
     for process in /proc/[0-9]*; do
         executable=$(readlink "$process/exe" 2>/dev/null) || continue
-        executable=${executable% (deleted)}
-        # By its name: the folder may be reached through symbolic links.
-        if [ "${executable##*/}" = "${program##*/}" ]; then
+        # The file is the same whatever way leads to its folder; of one that a newer has replaced there is the name.
+        if [ "$process/exe" -ef "$NODE$program" ] || [ "${executable##*/}" = "${program##*/} (deleted)" ]; then
             die "pods of the runtime class wasmtime still run on this node (process ${process#/proc/}): delete them, then run this again"
         fi
     done
