@@ -1,7 +1,12 @@
 //! Further processes in a running container: wasm and Linux ones, in wasm and Linux containers.
 
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context, Result};
-use containerd_client::tonic::Code;
+use containerd_client::{tonic::Code, types::v1::Status};
 use lighter_test::{
     Builder, Container, Containerd, Input, RUNC, Rootfs, code, each_containerd, events::Event,
     eventually, leaks::ensure_dead,
@@ -11,7 +16,9 @@ use nix::{
     sys::{
         inotify::{AddWatchFlags, InitFlags, Inotify},
         signal::Signal,
+        stat::Mode,
     },
+    unistd::mkfifo,
 };
 use serde_json::json;
 
@@ -28,6 +35,9 @@ each_containerd!(
     events,
     programs_that_cannot_run,
     an_end_with_the_container,
+    an_end_before_those_it_leaves,
+    an_end_that_nobody_reads_of,
+    not_deleted_with_the_container,
     many_at_once,
     by_hand
 );
@@ -483,5 +493,84 @@ fn by_hand(engine: &Containerd) -> Result<()> {
             assert!(output.status.success(), "{output:?}");
         }
     }
+    Ok(())
+}
+
+/// A process has ended when it has, whoever it leaves behind with its streams.
+fn an_end_before_those_it_leaves(engine: &Containerd) -> Result<()> {
+    let host = running(engine.container(&Rootfs::guests()?).args(HOSTS[1]))?;
+    let script = "trap '' HUP; while :; do echo more; sleep 0.1; done & exit 6";
+    let exec = || host.exec(["/bin/sh", "-c", script]);
+    let (mut piped, mut in_terminal) = (exec()?.start()?, exec()?.terminal().start()?);
+    for exec in [&piped, &in_terminal] {
+        assert_eq!(exec.wait()?.status, 6);
+        assert_eq!(exec.state()?.status(), Status::Stopped);
+    }
+    // As under runc, after ten seconds.
+    assert_eq!(piped.delete()?.status, 6);
+    host.kill(Signal::SIGKILL)?;
+    assert_eq!(host.wait()?.status, 137);
+    assert_eq!(in_terminal.delete()?.status, 6);
+    Ok(())
+}
+
+/// The end of a container does not wait for whoever should read what a process in it has written.
+fn an_end_that_nobody_reads_of(engine: &Containerd) -> Result<()> {
+    let host = running(engine.container(&Rootfs::guests()?).args(HOSTS[1]))?;
+    let folder = tempfile::tempdir_in(engine.folder())?;
+    let fifo = folder.path().join("out");
+    mkfifo(&fifo, Mode::S_IRWXU)?;
+    let out = fifo.display().to_string();
+    let exec = host.exec(["/bin/yes"])?.streams("", &out, "").add()?;
+    let pid = exec.start()?;
+    eventually("the process waits in a write", || {
+        let state = fs::read_to_string(format!("/proc/{pid}/wchan")).ok()?;
+        state.contains("pipe_w").then_some(())
+    })?;
+    let begin = Instant::now();
+    host.kill(Signal::SIGKILL)?;
+    assert_eq!(exec.wait()?.status, 137);
+    assert_eq!(host.wait()?.status, 137);
+    // Ten seconds are for its delete, which is not waited for here.
+    assert!(begin.elapsed() < Duration::from_secs(9));
+    std::mem::forget(exec);
+    host.finish()?;
+    Ok(())
+}
+
+/// A daemon that serves others after it keeps nothing of a container, also where its client has gone before it
+/// deleted the processes that it added.
+fn not_deleted_with_the_container(engine: &Containerd) -> Result<()> {
+    let rootfs = Rootfs::guests()?;
+    let pod = engine.new_id("pod");
+    let first = running(engine.container(&rootfs).pod(&pod).args(HOSTS[1]))?;
+    let daemons = engine.shims_of(first.id());
+    let descriptors = || {
+        let folders = daemons.iter().map(|pid| format!("/proc/{pid}/fd"));
+        folders
+            .map(|folder| fs::read_dir(folder).map_or(0, Iterator::count))
+            .sum::<usize>()
+    };
+    let life = || -> Result<()> {
+        let host = running(engine.container(&rootfs).pod(&pod).args(HOSTS[1]))?;
+        for args in [["/bin/sleep", "0"], ["/bin/sleep", "1000"]] {
+            let exec = host.exec(args)?.input(Input::Fed).start()?;
+            std::mem::forget(exec);
+        }
+        host.kill(Signal::SIGKILL)?;
+        host.finish()?;
+        Ok(())
+    };
+    life()?;
+    let before = descriptors();
+    for _ in 0..5 {
+        life()?;
+    }
+    eventually("they are closed", || {
+        (descriptors() <= before).then_some(())
+    })
+    .with_context(|| format!("{} descriptors, {before} before", descriptors()))?;
+    first.kill(Signal::SIGKILL)?;
+    first.finish()?;
     Ok(())
 }

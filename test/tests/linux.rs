@@ -30,6 +30,8 @@ each_containerd!(
     session_keyring,
     hostname,
     environment_and_cwd,
+    unknown_capabilities,
+    variables_given_twice,
     resources,
     oom_score,
     umask,
@@ -696,6 +698,67 @@ fn hostname(engine: &Containerd) -> Result<()> {
         b.spec(|spec| spec["hostname"] = json!("ship"))
     })?;
     assert_eq!(text, "ship\n");
+    Ok(())
+}
+
+/// Who is given a capability that there is not goes without it, and has the others.
+fn unknown_capabilities(engine: &Containerd) -> Result<()> {
+    let add = |spec: &mut Value| {
+        for set in ["bounding", "effective", "permitted"] {
+            let names = spec["process"]["capabilities"][set].as_array_mut();
+            names.expect("a set").push(json!("CAP_FROB"));
+        }
+    };
+    let text = same(engine, "grep Cap /proc/self/status", |b| b.spec(add))?;
+    assert_eq!(text, same(engine, "grep Cap /proc/self/status", |b| b)?);
+    // As somebody else's configuration comes to an exec: with what it has of the container.
+    let container = engine
+        .container(&rootfs()?)
+        .args(["/bin/sleep", "1000"])
+        .create()?;
+    container.start()?;
+    let names = json!(["CAP_KILL", "CAP_FROB"]);
+    let exec = container
+        .exec(["/bin/sh", "-c", "grep CapEff /proc/self/status"])?
+        .with(
+            "/capabilities",
+            json!({"bounding": names, "effective": names, "permitted": names}),
+        )
+        .run()?;
+    assert_eq!(exec.success()?, "CapEff:\t0000000000000020\n");
+    container.kill(Signal::SIGKILL)?;
+    container.finish()?;
+    Ok(())
+}
+
+/// Of several values the last counts, also for where the program is looked for.
+fn variables_given_twice(engine: &Containerd) -> Result<()> {
+    fn twice(b: Builder<'_>) -> Builder<'_> {
+        b.env("A", "1")
+            .env("PATH", "/nowhere")
+            .env("A", "2")
+            .env("PATH", "/bin")
+    }
+    let text = same(engine, "env | grep -E '^(A|PATH)=' | sort", |b| {
+        twice(b).args(["sh", "-c", "env | grep -E '^(A|PATH)=' | sort"])
+    })?;
+    assert_eq!(text, "A=2\nPATH=/bin\n");
+    let guest = twice(engine.container(&Rootfs::guests()?)).args(["/tool.wasm", "env"]);
+    let text = guest.run()?.success()?;
+    assert!(text.contains("A=2\n") && !text.contains("A=1"), "{text}");
+    let container = engine
+        .container(&rootfs()?)
+        .args(["/bin/sleep", "1000"])
+        .create()?;
+    container.start()?;
+    let exec = container
+        .exec(["env"])?
+        .with("/env", json!(["PATH=/nowhere", "A=1", "A=2", "PATH=/bin"]))
+        .run()?;
+    let text = exec.success()?;
+    assert!(text.contains("A=2\n") && !text.contains("A=1"), "{text}");
+    container.kill(Signal::SIGKILL)?;
+    container.finish()?;
     Ok(())
 }
 

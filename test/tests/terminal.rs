@@ -19,6 +19,7 @@ use serde_json::json;
 each_containerd!(
     guests_see_a_terminal,
     what_is_typed_is_read,
+    nobody_has_it_for_a_while,
     a_linux_process_has_it_as_runc_gives_it,
     told_in_state_and_event,
     sized_at_birth_and_resized,
@@ -64,6 +65,29 @@ fn guests_see_a_terminal(engine: &Containerd) -> Result<()> {
             .run()?;
         assert_eq!(output.success()?, "0 no\n1 no\n2 no\n", "{guest}");
     }
+    Ok(())
+}
+
+/// A terminal that all have closed and somebody opens again is the same terminal.
+fn nobody_has_it_for_a_while(engine: &Containerd) -> Result<()> {
+    let script = "echo first; exec </dev/null >/dev/null 2>&1; sleep 0.3; \
+        echo second >/dev/console; sleep 0.3; seq 1 20000 >/dev/console; \
+        exec </dev/console >/dev/console 2>&1; echo last";
+    let mut outputs = Vec::new();
+    for runtime in [RUNC, WASMTIME] {
+        let output = in_terminal(engine, runtime, &["/bin/sh", "-c", script])?.run()?;
+        outputs.push(output.success()?);
+    }
+    let text = &outputs[1];
+    assert!(text.starts_with("first\r\nsecond\r\n1\r\n"), "{text}");
+    assert!(text.ends_with("20000\r\nlast\r\n"), "not the last");
+    assert!(*text == outputs[0], "not as with runc");
+    let host = host(engine, WASMTIME, false)?;
+    let exec = host.exec(["/bin/sh", "-c", &script.replace("console", "tty")])?;
+    let output = exec.terminal().run()?;
+    assert!(output.text() == *text, "an exec's: {}", output.text());
+    host.kill(Signal::SIGKILL)?;
+    host.finish()?;
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use pathrs::flags::OpenFlags;
 use crate::bundle::Bundle;
 use crate::holder::Holder;
 use crate::zygote::Create;
-use crate::{binds, cgroup, cgroup_mounts, home, hooks, pod, users};
+use crate::{binds, cgroup, cgroup_mounts, environment, home, hooks, pod, users};
 
 /// What libcontainer cannot take from the configuration.
 pub(crate) struct Apart {
@@ -45,6 +45,7 @@ pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Apart, Stri
     if let Some(process) = spec.process_mut() {
         limit_capabilities(process);
         privileges_are_a_yes_or_nothing(process);
+        environment::settle(process);
         has_home = home::add(process, || passwd(&bundle.rootfs));
     }
     private_mounts(spec);
@@ -57,7 +58,7 @@ pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Apart, Stri
     binds::prepare(spec, &bundle.path)?;
     cgroup_mounts::spell_out(spec, &request.target.id, request.systemd_cgroup)?;
     let users = users::make(spec)?;
-    if bundle.spec != before {
+    if bundle.spec != before || !bundle.unknown_capabilities.is_empty() {
         replace(&bundle.path, &bundle.spec)
             .map_err(|error| format!("adapting the bundle's config.json: {error}"))?;
     }

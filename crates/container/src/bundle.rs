@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Gid, Uid};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Process, Spec};
 
+use crate::capabilities;
+
 /// Why a bundle cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
@@ -51,6 +53,8 @@ pub struct Bundle {
     pub path: PathBuf,
     /// The configuration.
     pub spec: Spec,
+    /// Names of capabilities in it that nobody knows, and that `spec` is without.
+    pub unknown_capabilities: Vec<String>,
     /// The absolute path of the root file system on the host, which need not be in the bundle.
     pub rootfs: PathBuf,
     /// Where mounts of the root file system that come with a create go: `rootfs` in the bundle,
@@ -70,10 +74,12 @@ impl Bundle {
             path: config.clone(),
             source,
         })?;
-        let spec: Spec = serde_json::from_slice(&text).map_err(|source| BundleError::Parse {
-            path: config.clone(),
-            source,
-        })?;
+        let parsed = capabilities::parse(&text, "/process/capabilities");
+        let (spec, unknown_capabilities): (Spec, _) =
+            parsed.map_err(|source| BundleError::Parse {
+                path: config.clone(),
+                source,
+            })?;
         let missing = |missing| BundleError::Missing {
             path: config.clone(),
             missing,
@@ -95,6 +101,7 @@ impl Bundle {
             mount_point: mount_point(path),
             rootfs,
             spec,
+            unknown_capabilities,
         })
     }
 

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::adapt;
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
+use crate::environment;
 use crate::guest::Guests;
 use crate::home;
 use crate::keyring;
@@ -147,6 +148,7 @@ pub(crate) fn exec(
         }
         .map_err(|error| format!("taking its stdio: {error}"))?;
         become_user(&spec, &request.process, syscall.as_ref())?;
+        environment::settle(&mut request.process);
         // It may be a pipe that nobody writes into.
         let mut passwd = fs::File::options();
         passwd

@@ -43,7 +43,7 @@ async fn takes_what_is_written(reaper: &Reaper) {
     stdout.write_all(b"said").unwrap();
     stderr.write_all(b"wrong").unwrap();
     drop((stdout, stderr));
-    stdio.drain().await;
+    stdio.drain(None).await;
     stdio.close().await;
     let read = |name| fs::read_to_string(folder.path().join(name)).unwrap();
     assert_eq!((read("out"), read("err")), ("said".into(), "wrong".into()));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::{Mutex as SyncMutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use container::{Bundle, Console, Exec, Exit, Process, Stdio, StdioPaths, Wanted};
 use containerd_shim::api::{ExecProcessRequest, Status};
@@ -16,8 +16,11 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{Publisher, TaskExecStarted, TaskExit};
 use crate::guests;
-use crate::process::{resize, signal, stream_owner, timestamp};
+use crate::process::{resize, signal, stream_owner, timestamp, warn_of_capabilities};
 use crate::task::Task;
+
+/// How long the delete of a process waits for its output, which others may go on with: as the runc shim.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// A process that was added to a task and has not been deleted.
 pub struct ExecProcess {
@@ -54,12 +57,14 @@ impl ExecProcess {
     /// # Errors
     /// When its spec is no OCI process.
     pub fn new(task: Arc<Task>, request: ExecProcessRequest) -> Result<Self, Error> {
-        let spec: oci::Process = serde_json::from_slice(&request.spec.value).map_err(|error| {
+        let parsed = container::parse_process(&request.spec.value);
+        let (spec, unknown) = parsed.map_err(|error| {
             Error::InvalidArgument(format!(
                 "the spec of exec process {}: {error}",
                 request.exec_id
             ))
         })?;
+        warn_of_capabilities(&format!("{} {}", task.id(), request.exec_id), &unknown);
         Ok(Self {
             id: request.exec_id,
             task,
@@ -185,11 +190,11 @@ impl ExecProcess {
         Ok(())
     }
 
-    /// Tells of the process's end once its output has been handed over.
+    /// Tells of the process's end. Processes that it has left may have its streams.
     async fn end(&self, publisher: &Publisher, exit: Exit) {
         let stdio = self.streams().clone();
         if let Some(stdio) = stdio {
-            stdio.drain().await;
+            stdio.settle().await;
         }
         // Not before the start has been told.
         let mut phase = self.lifecycle.lock().await;
@@ -219,6 +224,11 @@ impl ExecProcess {
                 return Err(Error::Unknown("cannot delete a deleted process".into()));
             }
             Phase::Created | Phase::Stopped => *phase = Phase::Deleted,
+        }
+        drop(phase);
+        let stdio = self.streams().clone();
+        if let Some(stdio) = stdio {
+            stdio.drain(Some(DRAIN)).await;
         }
         self.close_streams().await;
         Ok(self.exited())
@@ -281,7 +291,8 @@ impl ExecProcess {
         }
     }
 
-    async fn close_streams(&self) {
+    /// Lets go of the process's streams.
+    pub async fn close_streams(&self) {
         let stdio = self.streams().take();
         if let Some(stdio) = stdio {
             stdio.close().await;

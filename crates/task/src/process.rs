@@ -62,3 +62,10 @@ pub fn stream_owner(options: &Options, user: (Uid, Gid)) -> (Uid, Gid) {
         },
     )
 }
+
+/// Says in the log that the process `id` goes without capabilities by these names.
+pub fn warn_of_capabilities(id: &str, unknown: &[String]) {
+    if !unknown.is_empty() {
+        log::warn!("{id}: there are no capabilities {unknown:?}; it runs without them");
+    }
+}

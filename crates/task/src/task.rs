@@ -111,7 +111,7 @@ impl Task {
                 log::warn!("{}: {error}", self.id);
             }
         }
-        self.stdio.drain().await;
+        self.stdio.settle().await;
         // The init is the last of a task to be told of.
         for exec in self.execs() {
             exec.settled().await;
@@ -203,6 +203,8 @@ impl Task {
         }
         let exit = self.wait().await;
         let deleted = self.container.delete(&daemon.zygote).await;
+        // Nobody is left who writes: it comes to an end if it is read.
+        self.stdio.drain(None).await;
         self.stdio.close().await;
         let mount_point = self.mount_point.clone();
         let unmounted = tokio::task::spawn_blocking(move || rootfs::unmount(&mount_point)).await;
@@ -217,6 +219,11 @@ impl Task {
             }
         }
         *phase = Phase::Deleted;
+        // They have the task, and the task has them.
+        let execs = std::mem::take(&mut *self.exec_table());
+        for exec in execs.into_values().flatten() {
+            exec.close_streams().await;
+        }
         let memo = Memo {
             freed: true,
             ..self.memo.clone()

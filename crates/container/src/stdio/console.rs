@@ -47,6 +47,14 @@ impl Console {
         })))
     }
 
+    /// Opens the terminal itself, as its processes have it.
+    ///
+    /// # Errors
+    /// ioctl(2)'s.
+    pub(super) fn open_slave(&self) -> io::Result<OwnedFd> {
+        sys::open_terminal(self.0.fd.get_ref().as_fd())
+    }
+
     pub(super) fn downgrade(&self) -> WeakConsole {
         WeakConsole(Arc::downgrade(&self.0))
     }

@@ -15,12 +15,13 @@ mod logger;
 mod pty;
 mod target;
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Uid, fchown};
 use tokio::net::unix::pipe;
@@ -35,6 +36,9 @@ use logger::Logger;
 pub use logger::Logging;
 pub(crate) use pty::Pty;
 use target::{Sink, Target, check_fifo};
+
+/// How long the end of a process is kept back for the end of its output.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// How long output may make no progress after its process has ended before it is given up: what
 /// the runc shim waits.
@@ -126,7 +130,11 @@ enum Terminal {
         stdout: Sink,
     },
     /// It is there. Those who copy from and to it keep it so.
-    Attached(WeakConsole),
+    Attached {
+        console: WeakConsole,
+        /// Keeps its output from coming to an end where its processes all close it for a while, until the first of them ends.
+        slave: Option<OwnedFd>,
+    },
 }
 
 impl Stdio {
@@ -229,7 +237,12 @@ impl Stdio {
 
     /// Starts copying the output of the terminal that has been made for the process.
     pub fn attach(&self, console: Console) {
-        let attached = Terminal::Attached(console.downgrade());
+        let slave = console.open_slave();
+        let slave = slave.inspect_err(|error| log::warn!("keeping a terminal open: {error}"));
+        let attached = Terminal::Attached {
+            console: console.downgrade(),
+            slave: slave.ok(),
+        };
         let Terminal::Wanted { stdin, stdout } =
             std::mem::replace(&mut *lock(&self.terminal), attached)
         else {
@@ -252,7 +265,7 @@ impl Stdio {
     /// ioctl(2)'s.
     pub fn resize(&self, rows: u16, columns: u16) -> io::Result<()> {
         match &*lock(&self.terminal) {
-            Terminal::Attached(console) => console.resize(rows, columns),
+            Terminal::Attached { console, .. } => console.resize(rows, columns),
             Terminal::None | Terminal::Wanted { .. } => Ok(()),
         }
     }
@@ -296,24 +309,43 @@ impl Stdio {
         }
     }
 
+    /// Waits until what the process wrote has been handed over, which is at once where somebody reads it and nobody else has its
+    /// streams; else for a moment, and it goes on. To be called when the process has ended.
+    pub async fn settle(&self) {
+        // Nothing else keeps the terminal from its end.
+        if let Terminal::Attached { slave, .. } = &mut *lock(&self.terminal) {
+            *slave = None;
+        }
+        let _ = tokio::time::timeout(MOMENT, self.handed_over()).await;
+    }
+
     /// Waits until everything that the process wrote has been handed over, or until nobody has
-    /// taken any of it for ten seconds. To be called when the process has ended.
-    pub async fn drain(&self) {
-        let mut output = std::mem::take(&mut *lock(&self.output));
+    /// taken any of it for ten seconds; with `most`, no longer than that. To be called after [`Stdio::settle`].
+    pub async fn drain(&self, most: Option<Duration>) {
+        let begin = Instant::now();
         let mut copied = self.copied.load(Ordering::Relaxed);
-        while !output.is_empty() {
-            let all = async { while output.join_next().await.is_some() {} };
-            if tokio::time::timeout(DRAIN_PATIENCE, all).await.is_ok() {
+        loop {
+            let left = most.map(|most| most.saturating_sub(begin.elapsed()));
+            let time = left.map_or(DRAIN_PATIENCE, |left| left.min(DRAIN_PATIENCE));
+            if tokio::time::timeout(time, self.handed_over()).await.is_ok() {
                 return;
             }
             let now = self.copied.load(Ordering::Relaxed);
-            if now == copied {
-                log::warn!("output of a container that has ended is not being read; it is dropped");
-                output.abort_all();
+            if now == copied || most.is_some_and(|most| begin.elapsed() >= most) {
+                log::warn!("output of a process that has ended is not being read; it is dropped");
+                lock(&self.output).abort_all();
                 return;
             }
             copied = now;
         }
+    }
+
+    /// Waits for the end of all output. It goes on where this is given up.
+    async fn handed_over(&self) {
+        while poll_fn(|context| lock(&self.output).poll_join_next(context))
+            .await
+            .is_some()
+        {}
     }
 
     /// Waits for the end of the process's logger, if it has one: it is given ten seconds to take what
@@ -471,7 +503,7 @@ mod tests {
         assert_eq!(typed.await.unwrap(), "typed");
         stdout.write_all(b"said").unwrap();
         drop((stdout, stderr));
-        stdio.drain().await;
+        stdio.drain(None).await;
         drop(stdio);
         assert_eq!(out.await.unwrap(), "said");
         assert_eq!(err.await.unwrap(), "");
@@ -487,7 +519,7 @@ mod tests {
         let stdio = Arc::new(stdio);
         let mut drained = tokio::spawn({
             let stdio = stdio.clone();
-            async move { stdio.drain().await }
+            async move { stdio.drain(None).await }
         });
         let early = tokio::time::timeout(Duration::from_millis(50), &mut drained).await;
         assert!(early.is_err(), "nobody has taken it");
@@ -522,7 +554,7 @@ mod tests {
             let (stdio, [_, mut stdout, _]) = connect(&paths, root()).await;
             stdout.write_all(text.as_bytes()).unwrap();
             drop(stdout);
-            stdio.drain().await;
+            stdio.drain(None).await;
         }
         assert_eq!(std::fs::read_to_string(log).unwrap(), "one two");
     }
@@ -576,6 +608,8 @@ mod tests {
         assert_eq!(size.stdout, b"43 132\n");
 
         let out = fifos.read("out");
+        let name = nix::unistd::ttyname(&pty.slave).unwrap();
+        let reopen = || File::options().write(true).open(&name).unwrap();
         let mut slave = File::from(pty.slave);
         std::fs::OpenOptions::new()
             .write(true)
@@ -590,9 +624,13 @@ mod tests {
             line[..length].to_vec()
         });
         assert_eq!(read.await.unwrap(), b"typed\n");
-        stdio.drain().await;
+        // For a while nobody has it.
+        let again = reopen();
+        (&again).write_all(b"more\n").unwrap();
+        drop(again);
+        stdio.settle().await;
         drop(stdio);
         // What was typed is echoed, and a terminal's lines end with two characters.
-        assert_eq!(out.await.unwrap(), "typed\r\nsaid\r\n");
+        assert_eq!(out.await.unwrap(), "typed\r\nsaid\r\nmore\r\n");
     }
 }

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::events::{TaskCreate, TaskIO};
 use crate::guests;
 use crate::memo::Memo;
-use crate::process::stream_owner;
+use crate::process::{stream_owner, warn_of_capabilities};
 use crate::settings::Options;
 
 impl Task {
@@ -42,6 +42,7 @@ impl Task {
                 request.id
             );
         }
+        warn_of_capabilities(&request.id, &bundle.unknown_capabilities);
         let mut memo = Memo::new(&daemon.namespace, &bundle.path, &options);
         let mut create = create_request(&memo.root, request, &bundle, &options);
         if create.mounts.is_empty() {
