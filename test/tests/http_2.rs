@@ -272,6 +272,33 @@ fn slow_clients() -> Result<()> {
     Ok(())
 }
 
+/// Nor does who asks on, and says nothing to what it is told.
+#[test]
+fn who_asks_a_server_that_ends() -> Result<()> {
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "")?;
+    let mut stream = served.connect_2()?;
+    stream.write_all(&Frame::get(1, "/hello").bytes())?;
+    Frame::await_kind(&mut stream, HEADERS)?;
+    served.container.kill(nix::sys::signal::Signal::SIGTERM)?;
+    Frame::await_kind(&mut stream, GOAWAY)?;
+    let begun = Instant::now();
+    let mut number = 3;
+    while stream
+        .write_all(&Frame::get(number, "/hello").bytes())
+        .is_ok()
+        && Frame::await_kind(&mut stream, HEADERS).is_ok()
+    {
+        ensure!(begun.elapsed() < Duration::from_secs(20), "{number}");
+        number += 2;
+        // Not a wait for anything: it is the client that is slow.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    ensure!(number > 3, "what was asked at once is answered");
+    assert_eq!(served.container.finish()?.status, 0);
+    Ok(())
+}
+
 /// Who is idle, and is not there any more, does not keep a server from ending.
 #[test]
 fn the_end_of_a_server() -> Result<()> {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lighter_test::{
     Containerd, Rootfs, Served, each_containerd, eventually,
-    http2::{self, DATA, Frame, HEADERS, RST_STREAM, STATUS_200},
+    http2::{self, DATA, Frame, HEADERS, PING, RST_STREAM, STATUS_200},
 };
 use nix::sys::signal::Signal;
 
@@ -92,6 +92,31 @@ fn requests_at_a_time() -> Result<()> {
     }
     met.sort_unstable();
     assert_eq!(met, ids.collect::<Vec<_>>());
+    Ok(())
+}
+
+/// What its client has given up counts for as long as the guest is at it.
+#[test]
+fn requests_that_are_given_up() -> Result<()> {
+    let engine = Containerd::newest()?;
+    let served = Served::with(&engine, TOOL, "http.max_requests = 2")?;
+    let mut stream = served.connect_2()?;
+    for (id, path) in [(1, "/sleep/1000000"), (3, "/sleep/1000000"), (5, "/hello")] {
+        stream.write_all(&Frame::get(id, path).bytes())?;
+    }
+    // The third is one too many: the others are at work.
+    let refused = Frame::await_kind(&mut stream, HEADERS)?;
+    assert_eq!(refused.stream, 5);
+    assert_ne!(refused.payload[0], STATUS_200);
+    for id in [1, 3] {
+        stream.write_all(&Frame::new(RST_STREAM, 0, id, &[0, 0, 0, 8]).bytes())?;
+    }
+    // Once this is answered, that has been read.
+    stream.write_all(&Frame::new(PING, 0, 0, &[0; 8]).bytes())?;
+    while Frame::await_kind(&mut stream, PING)?.flags & 1 == 0 {}
+    for _ in 0..10 {
+        served.ensure_status("hello", 503)?;
+    }
     Ok(())
 }
 

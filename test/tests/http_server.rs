@@ -1,6 +1,9 @@
 //! Components that handle requests over HTTP, served.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::{
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use lighter_test::{
@@ -57,6 +60,16 @@ fn end(engine: &Containerd) -> Result<()> {
     served.container.kill(Signal::SIGTERM)?;
     assert_eq!(served.container.finish()?.status, 0);
     drop(idle);
+    // Nor has one begun that has said half of what it wants: it would have half a minute for the rest.
+    let served = Served::start(engine, TOOL, |builder| builder)?;
+    let mut half = served.connect()?;
+    half.write_all(b"GET /hello HTTP/1.1\r\nHo")?;
+    served.ensure_status("hello", 200)?;
+    let begun = Instant::now();
+    served.container.kill(Signal::SIGTERM)?;
+    assert_eq!(served.container.finish()?.status, 0);
+    ensure!(begun.elapsed() < Duration::from_secs(20));
+    drop(half);
     Ok(())
 }
 
@@ -293,6 +306,30 @@ fn time_limit() -> Result<()> {
         "{}",
         served.container.stderr()
     );
+    Ok(())
+}
+
+/// Guests that compute let others on at every turn: these come to an end sooner than those.
+#[test]
+fn guests_that_compute() -> Result<()> {
+    let engine = Containerd::newest()?;
+    let served = Served::start(&engine, TOOL, |builder| {
+        builder.env("LIGHTER_HTTP_REQUEST_SECONDS", "10")
+    })?;
+    let mut busy = Vec::new();
+    for _ in 0..2 * std::thread::available_parallelism()?.get() {
+        let mut stream = served.connect()?;
+        stream.write_all(b"GET /loop HTTP/1.1\r\nHost: tests\r\n\r\n")?;
+        busy.push(stream);
+    }
+    for _ in 0..30 {
+        served.ensure_status("hello", 200)?;
+    }
+    for stream in busy {
+        stream.set_nonblocking(true)?;
+        let answered = stream.peek(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(answered, Err(ErrorKind::WouldBlock), "its time is over");
+    }
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use wasmtime_wasi::I32Exit;
 
 use crate::settings::{Flags, Pool};
 use crate::state::State;
-use crate::{keyvalue, logging};
+use crate::{keyvalue, logging, polling};
 
 /// Makes the engine that compiles guests that run once: with every wasm proposal that wasmtime enables by itself,
 /// as `wasmtime run` does, unless `flags` say otherwise.
@@ -96,20 +96,21 @@ pub(crate) fn server_engine(
     Engine::new(&config)
 }
 
-/// The most core instances, memories and tables of one component: toolchains make up to a dozen
-/// modules of one program, and one or two memories.
+/// For how many core instances, memories and tables there is room in each place for an instance: toolchains make up to a dozen
+/// modules of one program, and one or two memories. A component that has more, as one composed of many, takes several places.
 const CORE_INSTANCES: u32 = 64;
 const MEMORIES: u32 = 4;
 const TABLES: u32 = 16;
+
+/// How many elements a table may have: only addresses, too. What large programs have is some ten thousand.
+const TABLE_ELEMENTS: u32 = 1 << 20;
 
 /// Room for as many instances as `of` says, and `spare` ones.
 pub(crate) fn pool(of: &Pool, spare: u32) -> PoolingAllocationConfig {
     let instances = of.instances.0 + spare;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
-        .max_core_instances_per_component(CORE_INSTANCES)
-        .max_memories_per_component(MEMORIES)
-        .max_tables_per_component(TABLES)
+        .table_elements(TABLE_ELEMENTS as usize)
         .total_core_instances(instances * CORE_INSTANCES)
         .total_memories(instances * MEMORIES)
         .total_tables(instances * TABLES)
@@ -178,6 +179,7 @@ pub(crate) fn component_linker(
 ) -> Result<component::Linker<State>> {
     let mut linker = component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    polling::replace_in_linker(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     if concurrency == Concurrency::On {
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
@@ -228,4 +230,35 @@ pub(crate) fn compatibility(engine: &Engine, format: &[u8]) -> String {
     let mut feed = Feed(Sha256::new_with_prefix(format));
     engine.precompile_compatibility_hash().hash(&mut feed);
     crate::digest::hex(&feed.0.finalize()[..16])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Layers that are composed each bring a memory and a table.
+    #[test]
+    fn a_server_may_have_many_memories_and_large_tables() {
+        let pool = pool(&Pool::default(), 1);
+        let mut config = config(&Flags::default());
+        config.allocation_strategy(pool);
+        let engine = Engine::new(&config).unwrap();
+        let parts = |count: usize, elements: u32| {
+            let part = format!(
+                "(core module $M (memory 1) (table {elements} funcref)) (core instance (instantiate $M))"
+            );
+            let parts = (0..count).map(|number| part.replace("$M", &format!("$m{number}")));
+            format!("(component {})", parts.collect::<String>())
+        };
+        let instantiate = |text: &str| -> Result<()> {
+            let bytes = wat::parse_str(text).unwrap();
+            let component = component::Component::new(&engine, bytes)?;
+            let mut store = wasmtime::Store::new(&engine, ());
+            component::Linker::new(&engine).instantiate(&mut store, &component)?;
+            Ok(())
+        };
+        instantiate(&parts(12, 100_000)).unwrap();
+        let error = instantiate(&parts(1, TABLE_ELEMENTS + 1)).unwrap_err();
+        assert!(format!("{error:#}").contains("table"), "{error:#}");
+    }
 }

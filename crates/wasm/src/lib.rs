@@ -30,6 +30,7 @@ mod logging;
 mod names;
 mod package;
 mod parts;
+mod polling;
 mod recall;
 mod sandbox;
 mod serve;

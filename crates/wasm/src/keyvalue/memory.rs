@@ -1,6 +1,7 @@
 //! A store in memory: of one process, and gone with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use wasmtime_wasi::async_trait;
@@ -22,8 +23,18 @@ pub(super) struct Memory {
 
 #[derive(Default)]
 struct Kept {
-    values: BTreeMap<String, Bytes>,
+    values: HashMap<String, Entry>,
+    /// The keys in the order in which they have come: whoever lists them goes on where he was, whatever has gone meanwhile.
+    keys: BTreeMap<u64, String>,
+    /// How many have ever come.
+    come: u64,
     size: usize,
+}
+
+struct Entry {
+    /// Its place in that order.
+    number: u64,
+    value: Bytes,
 }
 
 impl Memory {
@@ -42,21 +53,31 @@ impl Memory {
 
 impl Kept {
     fn set(&mut self, key: String, value: Bytes, most: Size) -> Result<(), String> {
-        let entry = |value: &Bytes| ENTRY + key.len() + value.len();
-        let size = self.size - self.values.get(&key).map_or(0, entry) + entry(&value);
+        let taken = |value: &Bytes| ENTRY + key.len() + value.len();
+        let before = self.values.get(&key).map_or(0, |entry| taken(&entry.value));
+        let size = self.size - before + taken(&value);
         if size as u64 > most.0 {
             return Err(format!(
                 "the store in memory is full: it may hold {most} (keyvalue.memory)"
             ));
         }
         self.size = size;
-        self.values.insert(key, value);
+        match self.values.get_mut(&key) {
+            Some(entry) => entry.value = value,
+            None => {
+                self.come += 1;
+                let number = self.come;
+                self.keys.insert(number, key.clone());
+                self.values.insert(key, Entry { number, value });
+            }
+        }
         Ok(())
     }
 
     fn remove(&mut self, key: &str) {
-        if let Some(value) = self.values.remove(key) {
-            self.size -= ENTRY + key.len() + value.len();
+        if let Some(entry) = self.values.remove(key) {
+            self.keys.remove(&entry.number);
+            self.size -= ENTRY + key.len() + entry.value.len();
         }
     }
 }
@@ -67,7 +88,7 @@ impl Store for Memory {
         let kept = self.kept();
         Ok(keys
             .iter()
-            .map(|key| kept.values.get(key).cloned())
+            .map(|key| kept.values.get(key).map(|entry| entry.value.clone()))
             .collect())
     }
 
@@ -89,19 +110,24 @@ impl Store for Memory {
     }
 
     async fn keys(&self, cursor: Option<u64>) -> Result<(Vec<String>, Option<u64>), String> {
-        let begin = usize::try_from(cursor.unwrap_or(0)).unwrap_or(usize::MAX);
         let kept = self.kept();
-        let keys: Vec<String> = kept.values.keys().skip(begin).take(PAGE).cloned().collect();
-        let end = begin.saturating_add(keys.len());
-        let more = end < kept.values.len();
-        Ok((keys, more.then_some(end as u64)))
+        // The cursor is the number of the last that was told.
+        let after = (Bound::Excluded(cursor.unwrap_or(0)), Bound::Unbounded);
+        let mut rest = kept.keys.range(after);
+        let page: Vec<(&u64, &String)> = rest.by_ref().take(PAGE).collect();
+        let more = rest.next().and_then(|_| page.last());
+        let cursor = more.map(|(number, _)| **number);
+        Ok((
+            page.into_iter().map(|(_, key)| key.clone()).collect(),
+            cursor,
+        ))
     }
 
     async fn increment(&self, key: &str, delta: u64) -> Result<u64, String> {
         let mut kept = self.kept();
         let before = match kept.values.get(key) {
             None => 0,
-            Some(digits) => std::str::from_utf8(digits)
+            Some(entry) => std::str::from_utf8(&entry.value)
                 .ok()
                 .and_then(|digits| digits.parse().ok())
                 .ok_or_else(|| format!("the value of {key:?} is no number from 0 to 2^64"))?,
@@ -150,6 +176,23 @@ mod tests {
         let (second, cursor) = now(store.keys(cursor)).unwrap();
         assert_eq!((second.len(), cursor), (1, None));
         assert_eq!(now(store.keys(Some(u64::MAX))).unwrap(), (vec![], None));
+        // Who deletes what he is told comes to the end of all.
+        let (mut cursor, mut deleted) = (None, 0);
+        loop {
+            let (keys, next) = now(store.keys(cursor)).unwrap();
+            now(store.delete(&keys)).unwrap();
+            deleted += keys.len();
+            cursor = next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(deleted, PAGE + 1);
+        now(store.set(vec![pair("again", "x"), pair("again", "y")])).unwrap();
+        assert_eq!(
+            now(store.keys(None)).unwrap(),
+            (vec!["again".to_owned()], None)
+        );
     }
 
     #[test]

@@ -54,6 +54,10 @@ pub(super) struct Client {
     taken: AtomicU64,
     /// Whether its connection takes no more at the moment.
     is_full: AtomicBool,
+    /// Whether it has been told for long enough that it is to ask nothing more.
+    is_dismissed: AtomicBool,
+    /// Whether it has asked all the same.
+    is_deaf: AtomicBool,
     /// What its thread knows of its requests.
     awake: Arc<Awake>,
 }
@@ -71,6 +75,8 @@ impl Client {
             untaken: Arc::default(),
             taken: AtomicU64::new(0),
             is_full: AtomicBool::new(false),
+            is_dismissed: AtomicBool::new(false),
+            is_deaf: AtomicBool::new(false),
             awake,
         }
     }
@@ -85,8 +91,23 @@ impl Client {
         }
     }
 
+    /// No request of it counts any more.
+    pub(super) fn dismiss(&self) {
+        self.is_dismissed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has been dismissed.
+    pub(super) fn is_dismissed(&self) -> bool {
+        self.is_dismissed.load(Ordering::Relaxed)
+    }
+
+    /// A request of it has come that does not count: it is to be waited for no longer than its earlier ones.
+    pub(super) fn asks_in_vain(&self) {
+        self.is_deaf.store(true, Ordering::Relaxed);
+    }
+
     /// Its connection `stream`, which tells how it takes what is written.
-    pub(super) fn through(self: &Arc<Self>, stream: TcpStream) -> Through {
+    pub(super) fn through<S>(self: &Arc<Self>, stream: S) -> Through<S> {
         Through {
             stream,
             client: self.clone(),
@@ -100,7 +121,8 @@ impl Client {
             let before = self.taken.load(Ordering::Relaxed);
             // Also one that is over by the time that this task has its turn.
             let next = timeout(time, self.requests.wait_for_next()).await;
-            if next.is_err() && self.has_taken_nothing_since(before) {
+            let is_deaf = self.is_deaf.load(Ordering::Relaxed);
+            if next.is_err() && (is_deaf || self.has_taken_nothing_since(before)) {
                 return;
             }
         }
@@ -126,13 +148,17 @@ impl Client {
     }
 }
 
-/// The connection to a client of HTTP/2, where much may wait of responses that are over for the guest.
-pub(super) struct Through {
-    stream: TcpStream,
+/// The connection to a client, where much may wait of responses that are over for the guest.
+pub(super) struct Through<S> {
+    stream: S,
     client: Arc<Client>,
 }
 
-impl Through {
+impl<S> Through<S> {
+    pub(super) fn into_inner(self) -> S {
+        self.stream
+    }
+
     fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.client
             .is_full
@@ -144,7 +170,7 @@ impl Through {
     }
 }
 
-impl AsyncRead for Through {
+impl<S: AsyncRead + Unpin> AsyncRead for Through<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -154,7 +180,7 @@ impl AsyncRead for Through {
     }
 }
 
-impl AsyncWrite for Through {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Through<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -99,6 +99,12 @@ impl WorkerExpiration for Expiration {
     }
 }
 
+/// What goes with a request to the instance that handles it.
+pub(super) struct Given {
+    pub(super) course: Arc<Course>,
+    pub(super) counted: Arc<Counted>,
+}
+
 /// One instance at its work.
 pub(super) struct Worker {
     name: String,
@@ -113,7 +119,7 @@ pub(super) struct Worker {
 
 impl WorkerState for Worker {
     type StoreData = State;
-    type RequestData = Arc<Course>;
+    type RequestData = Given;
 
     fn should_accept_request(&self, now: usize, ever: usize) -> ShouldAccept {
         if ever >= self.requests {
@@ -128,13 +134,18 @@ impl WorkerState for Worker {
     fn on_request_start(
         &self,
         _: StoreContextMut<'_, State>,
-        course: Arc<Course>,
+        given: Given,
         _: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
         if let Some(failed) = &self.failed {
-            course.given_to(failed);
+            given.course.given_to(failed);
         }
-        Box::pin(tokio::time::sleep(self.request_time))
+        let time = tokio::time::sleep(self.request_time);
+        // It is kept until the guest has answered or its time is over, also where nobody waits for the answer any more.
+        Box::pin(async move {
+            let _counted = given.counted;
+            time.await;
+        })
     }
 
     fn drop(&self, mut store: Store<State>, result: wasmtime::Result<()>) {

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{HOST, HeaderValue};
@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use wasmtime_wasi_http::WasiBody;
 
 use super::Guests;
@@ -28,6 +28,9 @@ use super::record::Record;
 use super::refusal::{body_too_large, busy, failed, refuse, say, tell_slow};
 use super::settings::Settings;
 use crate::guest::complain;
+
+/// How long a client has, once the server is to end, for a request that is on its way.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How connections are served.
 pub(super) struct Protocol {
@@ -100,7 +103,8 @@ impl Protocol {
             let client = client.clone();
             service_fn(move |request| answer_and_tell(guests.clone(), client.clone(), request))
         };
-        let mut connection = self.first.serve_connection(TokioIo::new(watched), service);
+        let through = client.through(watched);
+        let mut connection = self.first.serve_connection(TokioIo::new(through), service);
         let mut is_ending = false;
         let ended = loop {
             tokio::select! {
@@ -111,6 +115,8 @@ impl Protocol {
                     is_ending = true;
                     std::pin::Pin::new(&mut connection).graceful_shutdown();
                 }
+                // Of a request there is a part at most.
+                () = client.asks_nothing(FAREWELL), if is_ending => return,
             }
         };
         // A client that breaks off or talks nonsense has been told so; nobody else cares.
@@ -118,7 +124,7 @@ impl Protocol {
             let parts = connection.into_parts();
             // One that has begun no request has missed nothing.
             if !parts.read_buf.is_empty() {
-                tell_slow(&parts.io.into_inner().into_inner());
+                tell_slow(&parts.io.into_inner().into_inner().into_inner());
             }
         }
     }
@@ -138,18 +144,29 @@ impl Protocol {
         let through = client.through(stream);
         let connection = self.second.serve_connection(TokioIo::new(through), service);
         let mut connection = pin!(connection);
-        let mut is_ending = false;
+        let (mut is_told, mut is_ending) = (false, false);
+        let mut patience = self.header_time;
+        let mut farewell = pin!(sleep(FAREWELL));
         loop {
             tokio::select! {
                 _ = connection.as_mut() => return,
                 () = client.takes_nothing(self.send_time) => return,
-                () = client.asks_nothing(self.header_time) => if is_ending {
+                () = client.asks_nothing(patience) => if is_told {
                     // It has been told to go, and had time for it.
                     return;
                 },
-                _ = ending.wait_for(|ending| *ending), if !is_ending => {}
+                _ = ending.wait_for(|ending| *ending), if !is_ending => {
+                    is_ending = true;
+                    patience = FAREWELL;
+                    farewell.as_mut().reset(Instant::now() + FAREWELL);
+                }
+                // What it has asked before it could know is answered. It need not heed what it is told.
+                () = farewell.as_mut(), if is_ending && !client.is_dismissed() => {
+                    client.dismiss();
+                    continue;
+                }
             }
-            is_ending = true;
+            is_told = true;
             connection.as_mut().graceful_shutdown();
         }
     }
@@ -169,6 +186,10 @@ async fn answer_and_tell(
     client: Arc<Client>,
     request: Request<Incoming>,
 ) -> Result<Response<WasiBody>, Infallible> {
+    if client.is_dismissed() {
+        client.asks_in_vain();
+        return Ok(busy("the server ends"));
+    }
     let record = Record::of(guests.maker(), client.address, &request);
     let response = answer(guests, client.asks(), request).await?;
     Ok(match record {

@@ -1,10 +1,8 @@
 //! Why a guest did not answer a request.
 
-use std::sync::Arc;
-
 use wasmtime_wasi_http::handler::{ExpirationError, InstantiationError, TrapOrPanicError};
 
-use super::bodies::Course;
+use super::concurrent::Given;
 
 /// What went wrong.
 pub(super) enum Failure {
@@ -27,7 +25,7 @@ impl From<wasmtime::Error> for Failure {
         if error.is::<TrapOrPanicError>() {
             return Self::Trapped;
         }
-        match error.downcast_ref::<InstantiationError<Arc<Course>>>() {
+        match error.downcast_ref::<InstantiationError<Given>>() {
             Some(failure) => Self::NoInstance(wasmtime::format_err!("{:#}", failure.error)),
             None => Self::Other(error),
         }

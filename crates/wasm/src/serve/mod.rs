@@ -49,7 +49,7 @@ use crate::guest::{EXIT_HOST_FAILURE, Invocation};
 use crate::state::State;
 use bodies::Course;
 pub(crate) use bodies::with_frames;
-use concurrent::Concurrent;
+use concurrent::{Concurrent, Given};
 use failure::Failure;
 use maker::Maker;
 use plain::{All, Plain};
@@ -145,7 +145,7 @@ impl Guests {
             Self::Concurrent(handler) => {
                 let target = Target::of(&request);
                 // In a box, so that a request to a guest of 0.2 does not carry the room for it about.
-                let answer = Box::pin(handler.handle(course, request));
+                let answer = Box::pin(handler.handle(Given { course, counted }, request));
                 let answered = answer.await.map_err(Failure::from);
                 if let Err(Failure::Late) = answered {
                     self.maker().tell_late(&target);

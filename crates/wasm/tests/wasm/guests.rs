@@ -416,3 +416,38 @@ fn arguments_and_environment_arrive_as_given() {
         .expect("output");
     assert_eq!(stdout(&output), "x\0", "a guest begins in / anyway");
 }
+
+/// Clocks go on while a guest does nothing but ask for them.
+#[test]
+fn a_guest_may_ask_again_and_again_whether_something_is_ready() {
+    let output = Workshop::run(
+        r#"(component
+            (import "wasi:io/poll@0.2.0" (instance $poll
+                (export "pollable" (type $pollable (sub resource)))
+                (export "[method]pollable.ready"
+                    (func (param "self" (borrow $pollable)) (result bool)))))
+            (alias export $poll "pollable" (type $pollable))
+            (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+                (alias outer 1 $pollable (type $pollable))
+                (export "subscribe-duration"
+                    (func (param "when" u64) (result (own $pollable))))))
+            (core func $ready (canon lower (func $poll "[method]pollable.ready")))
+            (core func $subscribe (canon lower (func $clock "subscribe-duration")))
+            (core module $code
+                (import "" "ready" (func $ready (param i32) (result i32)))
+                (import "" "subscribe" (func $subscribe (param i64) (result i32)))
+                (func (export "run") (result i32) (local $pollable i32)
+                    (local.set $pollable (call $subscribe (i64.const 50000000)))
+                    (loop $again
+                        (br_if $again (i32.eqz (call $ready (local.get $pollable)))))
+                    (i32.const 0)))
+            (core instance $instance (instantiate $code
+                (with "" (instance
+                    (export "ready" (func $ready))
+                    (export "subscribe" (func $subscribe))))))
+            (func $run (result (result)) (canon lift (core func $instance "run")))
+            (instance $interface (export "run" (func $run)))
+            (export "wasi:cli/run@0.2.0" (instance $interface)))"#,
+    );
+    assert_code(&output, 0);
+}
