@@ -784,6 +784,15 @@ fn environment_and_cwd(engine: &Containerd) -> Result<()> {
     )?;
     assert!(text.starts_with("/volume/new/deep\n"), "{text}");
     ensure!(volume.path().join("new").is_dir(), "in the volume");
+    fn own(b: Builder<'_>) -> Builder<'_> {
+        let tmpfs = mount("tmpfs", "/own", "tmpfs", &[]);
+        let within = mount("tmpfs", "/own/within", "tmpfs", &[]);
+        b.mount(tmpfs).mount(within).cwd("/own/within/new/deep")
+    }
+    let text = same(engine, "pwd; ls -ld /own/within/new/deep", own)?;
+    assert!(text.starts_with("/own/within/new/deep\n"), "{text}");
+    let guest = own(engine.container(&Rootfs::guests()?)).args(["/tool-p3.wasm", "cwd"]);
+    assert_eq!(guest.run()?.success()?, "/own/within/new/deep\n");
     same(engine, "env | grep HOME", |b| b.user(1000, 1000))?;
     Ok(())
 }

@@ -1,16 +1,14 @@
 //! What a helper of the zygote does to create a container.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
-use nix::unistd::{setfsgid, setfsuid};
-use pathrs::Root;
+use oci_spec::runtime::Hooks;
 
 use crate::adapt::adapt;
 use crate::bundle::Bundle;
@@ -24,7 +22,7 @@ use crate::program::Launcher;
 use crate::rootfs;
 use crate::stdio::{ConsoleSocket, Pty};
 use crate::zygote::{Create, Created};
-use crate::{build, capture, checkpoint, keyring};
+use crate::{build, capture, checkpoint, cwd, keyring};
 
 /// Builds a container; returns what it is, and the master of its terminal if it has one.
 pub(crate) fn create(
@@ -65,16 +63,26 @@ pub(crate) fn create(
         .map_err(|error| error.to_string())
         .and_then(|()| adapt(&mut bundle, request))
         .and_then(|apart| {
-            make_working_directory(&bundle);
+            let is_inside = cwd::make(&bundle);
+            if is_inside && bundle.spec.hooks().is_none() {
+                // For these the init waits once it has its mounts.
+                bundle.spec.set_hooks(Some(Hooks::default()));
+            }
             // The namespace has to be there until the container is.
             let _users = apart.users;
             let init = Init::new(launcher, request, apart.start_hooks, apart.has_home);
             let built = if build::can_build(&bundle, request) {
-                build::build(&bundle, request, init, console, &streams, || {
+                let mounted = |init| {
+                    if is_inside {
+                        cwd::make_inside(&bundle, init);
+                    }
+                };
+                let entered = || {
                     if !is_needed_outside {
                         unmount();
                     }
-                })
+                };
+                build::build(&bundle, request, init, console, &streams, mounted, entered)
             } else {
                 build_with_libcontainer(&bundle, request, init, console, streams)
             };
@@ -239,47 +247,4 @@ fn restrict_devices(pid: i32, bundle: &Bundle) -> Result<(), String> {
         cgroup.restrict_devices(rules.unwrap_or_default())
     };
     restrict().map_err(|error| format!("restricting the container's devices: {error}"))
-}
-
-/// The folder that is bound there to be written into, if it is one.
-fn volume(mount: &oci_spec::runtime::Mount) -> Option<&Path> {
-    let has = |names: &[&str]| {
-        let options = mount.options().iter().flatten();
-        options
-            .into_iter()
-            .any(|option| names.contains(&option.as_str()))
-    };
-    let source = mount.source().as_deref().filter(|source| source.is_dir());
-    source.filter(|_| has(&["bind", "rbind"]) && !has(&["ro", "rro"]))
-}
-
-/// Makes the process's working directory where the image, or the volume that it is in, lacks it, as runc does: as the
-/// container's root. Where it cannot be made (on a read-only file system, say), entering it fails and tells.
-fn make_working_directory(bundle: &Bundle) {
-    let Some(cwd) = bundle.process().map(|process| process.cwd()) else {
-        return;
-    };
-    let (user, group) = bundle.root();
-    let mounts = bundle.spec.mounts().iter().flatten();
-    let covering = mounts
-        .filter(|mount| cwd.starts_with(mount.destination()))
-        .max_by_key(|mount| mount.destination().components().count());
-    let (above, cwd) = match covering {
-        None => (bundle.rootfs.as_path(), cwd.as_path()),
-        Some(mount) => match (volume(mount), cwd.strip_prefix(mount.destination())) {
-            (Some(source), Ok(rest)) => (source, rest),
-            _ => return,
-        },
-    };
-    // Below there whatever symbolic links it holds.
-    let made = Root::open(above).and_then(|root| {
-        let (user, group) = (setfsuid(user), setfsgid(group));
-        let made = root.mkdir_all(cwd, &Permissions::from_mode(0o755));
-        setfsgid(group);
-        setfsuid(user);
-        made
-    });
-    if let Err(error) = made {
-        log::debug!("making the working directory {}: {error}", cwd.display());
-    }
 }

@@ -17,6 +17,7 @@ pub mod cgroup;
 mod cgroup_mounts;
 mod checkpoint;
 mod create;
+mod cwd;
 mod delete;
 mod entrypoint;
 mod environment;

@@ -83,8 +83,9 @@ pub(crate) fn can_build(bundle: &Bundle, request: &Create) -> bool {
 }
 
 /// Builds the container that `request` asks for up to where it is "created". Its process runs `init`, and has `streams`
-/// (stdin, stdout, stderr) or a terminal, whose master goes to the socket `console`. `meanwhile` is done as soon as the
-/// container has its mounts. Returns the process's pid.
+/// (stdin, stdout, stderr) or a terminal, whose master goes to the socket `console`. Where the spec has hooks, `mounted` is called with
+/// the process's pid when that has its mounts and is still outside of them; `entered` in any case as soon as it is inside. Returns
+/// the pid.
 ///
 /// # Errors
 /// Why there is none; then nothing is left of it.
@@ -94,7 +95,8 @@ pub(crate) fn build(
     init: Init,
     console: Option<&Path>,
     streams: &[OwnedFd],
-    meanwhile: impl FnOnce(),
+    mounted: impl FnOnce(i32),
+    entered: impl FnOnce(),
 ) -> Result<i32> {
     let spec = &bundle.spec;
     validate(spec)?;
@@ -149,7 +151,7 @@ pub(crate) fn build(
                 pid_file: None,
             };
             let keyring = request.keyring.as_deref();
-            let pid = main_process(&args, &container, &cgroup, keyring, &init, meanwhile)?;
+            let pid = main_process(&args, &container, &cgroup, keyring, &init, mounted, entered)?;
             container
                 .set_status(ContainerStatus::Created)
                 .set_creator(Uid::effective().as_raw())
@@ -195,7 +197,8 @@ fn main_process(
     cgroup: &Cgroup,
     keyring: Option<&str>,
     init: &Init,
-    meanwhile: impl FnOnce(),
+    mounted: impl FnOnce(i32),
+    entered: impl FnOnce(),
 ) -> Result<i32> {
     let spec = &args.spec;
     cgroup.make().map_err(other)?;
@@ -234,12 +237,13 @@ fn main_process(
             run_hooks(hooks.as_ref(), Some(&container.state), None, its_pid, None)
                 .map_err(|error| other(format!("a {name} hook failed: {error}")))?;
         }
+        mounted(pid);
         to_init.hook_done().map_err(channel_failed)?;
     }
     to_init.close().map_err(channel_failed)?;
     // Nothing is ever written: the end comes when the init is inside, or has died.
     let _ = inside.read(&mut [0]);
-    meanwhile();
+    entered();
     from_init.wait_for_init_ready().map_err(channel_failed)?;
     Ok(pid)
 }
