@@ -16,6 +16,10 @@ use lighter_test::{
     Containerd, Version,
     shim::{Shim, bundle, deadline, delete, program, refusal},
 };
+use nix::{
+    sys::stat::{Mode, umask},
+    unistd::{Gid, setgroups},
+};
 use serde_json::{Value, json};
 
 /// The containerd whose runc shim speaks the same version of the task service.
@@ -355,4 +359,33 @@ fn shutdown() -> Result<()> {
     lighter_test::eventually("the daemon ends", || {
         engine.shims_of(&id).is_empty().then_some(())
     })
+}
+
+/// Containers have nothing of what containerd, and so the daemon, was started with.
+#[test]
+fn groups_and_mask_of_the_daemon() -> Result<()> {
+    let engine = engine()?;
+    // Nobody minds them.
+    setgroups(&[4, 27].map(Gid::from_raw))?;
+    for args in [["/bin/sleep", "1000", ""], ["/tool.wasm", "sleep", "1000"]] {
+        let id = engine.new_id("direct");
+        let bundle = bundle(&engine, &id, &args)?;
+        let mut spec: Value =
+            serde_json::from_slice(&fs::read(bundle.path().join("config.json"))?)?;
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+        write(bundle.path(), &spec)?;
+        let mask = umask(Mode::from_bits_truncate(0o077));
+        let shim = Shim::start(&engine, "wasmtime", &id, bundle.path());
+        umask(mask);
+        let shim = shim?;
+        let pid = shim.create()?.pid;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.map(str::trim).unwrap_or_default().to_owned()
+        };
+        assert_eq!(line("Groups:"), "", "{args:?}");
+        assert_eq!(line("Umask:"), "0022", "{args:?}");
+    }
+    Ok(())
 }

@@ -30,7 +30,7 @@ fn saving(folder: &Path, name: &str) -> Value {
     let folder = folder.display();
     json!({
         "path": "/bin/sh",
-        "args": ["sh", "-c", format!("cat > {folder}/{name}.json; echo {name} >> {folder}/order")],
+        "args": ["sh", "-c", format!("cat > {folder}/{name}.json; echo {name} >> {folder}/order; pwd > {folder}/{name}.pwd")],
     })
 }
 
@@ -82,7 +82,7 @@ fn states_and_order(engine: &Containerd) -> Result<()> {
         "poststart",
         "poststop",
     ];
-    let mut orders = Vec::new();
+    let (mut orders, mut places) = (Vec::new(), Vec::new());
     for (runtime, args) in PROGRAMS {
         let folder = tempfile::tempdir_in(engine.folder())?;
         let mut builder = engine
@@ -106,6 +106,12 @@ fn states_and_order(engine: &Containerd) -> Result<()> {
         assert_eq!(container.wait()?.status, 5);
         container.delete()?;
         seen.push(("deleted", order()));
+        // poststart's is libcontainer's own matter, and that of a hook in the container's namespaces nobody's.
+        places.push(["prestart", "createRuntime", "poststop"].map(|point| {
+            let place = fs::read_to_string(folder.path().join(format!("{point}.pwd")));
+            let is_bundle = place.map(|place| Path::new(place.trim_end()) == bundle);
+            (point, is_bundle.unwrap_or_default())
+        }));
         for point in points {
             let state = state(folder.path(), point)?;
             let expected = match point {
@@ -146,6 +152,9 @@ fn states_and_order(engine: &Containerd) -> Result<()> {
         orders.push(seen);
         container.remove()?;
         engine.ensure_gone(&id)?;
+    }
+    for ours in &places[1..] {
+        assert_eq!(*ours, places[0], "whether they run in the bundle");
     }
     // runc 1.1 runs poststart too early, which is no model.
     let created = "prestart\ncreateRuntime\ncreateContainer\n";

@@ -24,6 +24,7 @@ each_containerd!(
     propagation,
     user_and_groups,
     namespaces,
+    loopback,
     user_namespaces,
     devices,
     devices_without_rules,
@@ -493,6 +494,19 @@ fn user_and_groups(engine: &Containerd) -> Result<()> {
     let guest = guest_reads(engine, "/proc/self/status", as_user)?;
     let names = ["Uid", "Gid", "Groups"];
     assert_eq!(lines(&guest, &names), lines(&linux, &names));
+    Ok(())
+}
+
+/// The loopback interface of a network namespace of its own is up.
+fn loopback(engine: &Containerd) -> Result<()> {
+    let script = "cat /sys/class/net/lo/flags; grep -c 127.0.0.1 /proc/net/fib_trie";
+    same(engine, script, |b| b)?;
+    let guest = engine.container(&Rootfs::guests()?).args([
+        "/tool.wasm",
+        "read",
+        "/sys/class/net/lo/flags",
+    ]);
+    assert_eq!(guest.run()?.success()?, "0x9\n");
     Ok(())
 }
 

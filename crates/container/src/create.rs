@@ -22,7 +22,7 @@ use crate::program::Launcher;
 use crate::rootfs;
 use crate::stdio::{ConsoleSocket, Pty};
 use crate::zygote::{Create, Created};
-use crate::{build, capture, checkpoint, cwd, keyring};
+use crate::{build, capture, checkpoint, cwd, keyring, loopback};
 
 /// Builds a container; returns what it is, and the master of its terminal if it has one.
 pub(crate) fn create(
@@ -92,6 +92,7 @@ pub(crate) fn create(
         if request.systemd_cgroup {
             restrict_devices(pid, &bundle)?;
         }
+        loopback::bring_up(&bundle.spec, pid)?;
         let terminal = |socket: &ConsoleSocket| {
             let master = socket
                 .receive()

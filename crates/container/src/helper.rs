@@ -1,6 +1,8 @@
 //! What a helper of the zygote does for one request.
 
+use std::env;
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use libcontainer::container::Container;
@@ -12,7 +14,7 @@ use crate::delete::delete;
 use crate::explain::explain;
 use crate::guest::Guests;
 use crate::orphan::delete_orphan;
-use crate::zygote::{Reply, Request, Target};
+use crate::zygote::{Ended, Reply, Request, Target};
 use crate::{checkpoint, create, exec, pod};
 
 /// Carries out `request`, whose descriptors are `fds`. Returns the answer with its descriptors, for
@@ -23,6 +25,15 @@ pub(crate) fn run(
     guests: &Result<Rc<dyn Guests>, String>,
     reply_to: RawFd,
 ) -> (Reply, Vec<OwnedFd>) {
+    // As with runc, hooks run in the bundle, and relative sources of mounts are below it.
+    let bundle = match &request {
+        Request::Create(create) => Some(create.bundle.clone()),
+        Request::Start(target) | Request::Delete(Ended { target, .. }) => bundle_of(target),
+        _ => None,
+    };
+    if let Some(Err(error)) = bundle.map(env::set_current_dir) {
+        log::debug!("entering the bundle: {error}");
+    }
     let done = match request {
         Request::Create(request) => match &request.restore {
             None => create::create(&request, fds, guests, reply_to),
@@ -53,6 +64,12 @@ pub(crate) fn run(
         }
     };
     done.unwrap_or_else(|reason| (Reply::Failed(reason), Vec::new()))
+}
+
+/// The bundle of a container that has been created.
+fn bundle_of(target: &Target) -> Option<PathBuf> {
+    let container = Container::load(target.root.join(&target.id)).ok()?;
+    Some(container.bundle().clone())
 }
 
 fn start(target: &Target) -> Result<(), String> {

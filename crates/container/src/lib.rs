@@ -34,6 +34,7 @@ mod idmap;
 mod init;
 mod keyring;
 mod limit;
+mod loopback;
 mod memory;
 mod message;
 mod notify;

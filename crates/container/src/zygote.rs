@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Pid, setgroups};
 use pathrs::procfs::ProcfsHandle;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
@@ -191,6 +192,12 @@ where
 {
     sys::stdio_from_null()?;
     let _ = prctl::set_name(c"lighter-zygote");
+    // Containers get what their specs say, and nothing of what containerd was started with: nobody else clears the groups, and
+    // runc has this mask as well.
+    if let Err(error) = setgroups(&[]) {
+        log::warn!("giving up supplementary groups: {error}");
+    }
+    umask(Mode::from_bits_truncate(0o022));
     // Who has made the pair of sockets.
     let daemon = Pid::from_raw(socket_peercred(&socket)?.pid.as_raw_pid());
     let guests = guests();
