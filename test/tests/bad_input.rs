@@ -294,6 +294,16 @@ fn bad_mounts(engine: &Containerd) -> Result<()> {
             &["/data"],
         )?;
         refused(
+            "a folder as /proc",
+            builder()?.bind(engine.folder(), "/proc", &["rw"]),
+            &["/proc", "not of type proc"],
+        )?;
+        refused(
+            "a folder in /proc",
+            builder()?.bind(engine.folder(), "/proc/xx", &["rw"]),
+            &["/proc/xx", "inside /proc"],
+        )?;
+        refused(
             "a mount over a file",
             builder()?.mount(mount("tmpfs", "/etc/passwd/deeper", "tmpfs", &[])),
             &["/etc/passwd"],

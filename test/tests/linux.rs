@@ -22,6 +22,8 @@ each_containerd!(
     sysctl,
     mount_options,
     propagation,
+    propagation_of_each,
+    devices_of_the_host,
     user_and_groups,
     namespaces,
     loopback,
@@ -476,6 +478,87 @@ fn propagation(engine: &Containerd) -> Result<()> {
     })();
     umount2(&shared, MntFlags::MNT_DETACH)?;
     outcome
+}
+
+/// Mounts that are to follow the host, and others that are not, in one container.
+fn propagation_of_each(engine: &Containerd) -> Result<()> {
+    use nix::mount::{MntFlags, MsFlags, mount as do_mount, umount2};
+    const NONE: Option<&str> = None;
+    let folder = tempfile::tempdir_in(engine.folder())?;
+    let place = |name: &str| folder.path().join(name);
+    for name in ["a", "b"] {
+        let place = place(name);
+        std::fs::create_dir(&place)?;
+        do_mount(Some("tmpfs"), &place, Some("tmpfs"), MsFlags::empty(), NONE)?;
+        do_mount(NONE, &place, NONE, MsFlags::MS_SHARED, NONE)?;
+    }
+    // What each is, without the numbers of its groups.
+    let script = "sed -nE 's, - .*,,; s,^.* (/[ab]) [^ ]*(.*)$,\\1\\2,p' /proc/self/mountinfo | sed 's/:[0-9]*//g'";
+    let outcome = (|| -> Result<()> {
+        for (root, options) in [
+            (json!("rshared"), ["rshared", "rprivate"]),
+            (json!(null), ["rslave", "rprivate"]),
+            (json!(null), ["rshared", "rslave"]),
+        ] {
+            let text = same(engine, script, |b| {
+                b.bind(&place("a"), "/a", &["rbind", options[0]])
+                    .bind(&place("b"), "/b", &["rbind", options[1]])
+                    .spec(|spec| spec["linux"]["rootfsPropagation"] = root.clone())
+            })?;
+            let expected = if options[1] == "rprivate" {
+                "/b\n"
+            } else {
+                "/b master\n"
+            };
+            assert!(text.ends_with(expected), "{options:?}: {text}");
+        }
+        Ok(())
+    })();
+    for name in ["a", "b"] {
+        umount2(&place(name), MntFlags::MNT_DETACH)?;
+    }
+    outcome
+}
+
+/// The host's own /dev, or what stands for it, is taken as it is, and nothing is made in it.
+fn devices_of_the_host(engine: &Containerd) -> Result<()> {
+    let folder = tempfile::tempdir_in(engine.folder())?;
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for (name, minor) in [("null", "3"), ("zero", "5")] {
+        lighter_test::run("mknod", &[&path(name), "c", "1", minor])?;
+    }
+    for name in ["pts", "shm", "mqueue"] {
+        std::fs::create_dir(path(name))?;
+    }
+    std::os::unix::fs::symlink("/proc/self/fd", path("fd"))?;
+    fn bound<'a>(b: Builder<'a>, folder: &std::path::Path, options: &[&str]) -> Builder<'a> {
+        let options = [&["rbind"], options].concat();
+        let devices = mount(&folder.display().to_string(), "/dev", "bind", &options);
+        b.spec(|spec| {
+            let mounts = spec["mounts"].as_array_mut().expect("a list");
+            for mount in mounts.iter_mut() {
+                if mount["destination"] == "/dev" {
+                    *mount = devices.clone();
+                }
+            }
+        })
+    }
+    let script = "ls -A /dev; echo x >/dev/null && echo x >/dev/shm/y; grep -o ' /dev[^ ]* ' /proc/self/mountinfo | sort; \
+        touch /dev/new 2>/dev/null && rm /dev/new && echo writable";
+    for options in [&["rw"][..], &["ro", "nosuid"]] {
+        let script = format!("{script}; true");
+        let text = same(engine, &script, |b| bound(b, folder.path(), options))?;
+        assert_eq!(text.contains("writable"), options == ["rw"], "{text}");
+    }
+    let guest = bound(engine.container(&Rootfs::guests()?), folder.path(), &[])
+        .args(["/tool.wasm", "args"]);
+    guest.run()?.success()?;
+    let mut left: Vec<_> = std::fs::read_dir(folder.path())?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect::<Result<_>>()?;
+    left.sort();
+    assert_eq!(left, ["fd", "mqueue", "null", "pts", "shm", "zero"]);
+    Ok(())
 }
 
 fn user_and_groups(engine: &Containerd) -> Result<()> {

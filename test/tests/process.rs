@@ -240,6 +240,9 @@ fn function_by_name(engine: &Containerd) -> Result<()> {
         "hello from a reactor\n"
     );
     assert_eq!(run("/reactor.wasm#quit")?.status, 7);
+    // One of an interface, whose guest takes its arguments all the same.
+    let output = run("/hello-component.wasm#wasi:cli/run@0.2.6#run")?;
+    assert!(output.success()?.contains("Hello"));
     let output = run("/reactor.wasm#fail")?;
     assert_eq!(output.status, 134);
     assert!(

@@ -18,11 +18,12 @@ use crate::delete::delete;
 use crate::explain::explain;
 use crate::guest::Guests;
 use crate::init::Init;
+use crate::mounts::Late;
 use crate::program::Launcher;
 use crate::rootfs;
 use crate::stdio::{ConsoleSocket, Pty};
 use crate::zygote::{Create, Created};
-use crate::{build, capture, checkpoint, cwd, keyring, loopback};
+use crate::{build, capture, checkpoint, cwd, keyring, loopback, mounts};
 
 /// Builds a container; returns what it is, and the master of its terminal if it has one.
 pub(crate) fn create(
@@ -63,19 +64,29 @@ pub(crate) fn create(
         .map_err(|error| error.to_string())
         .and_then(|()| adapt(&mut bundle, request))
         .and_then(|apart| {
+            mounts::check(&bundle.spec)?;
             let is_inside = cwd::make(&bundle);
-            if is_inside && bundle.spec.hooks().is_none() {
+            let can_build = build::can_build(&bundle, request);
+            let late = match can_build {
+                true => Late::take_over(&mut bundle.spec),
+                false => Late::default(),
+            };
+            if (is_inside || late.is_needed()) && bundle.spec.hooks().is_none() {
                 // For these the init waits once it has its mounts.
                 bundle.spec.set_hooks(Some(Hooks::default()));
             }
             // The namespace has to be there until the container is.
             let _users = apart.users;
             let init = Init::new(launcher, request, apart.start_hooks, apart.has_home);
-            let built = if build::can_build(&bundle, request) {
+            let built = if can_build {
                 let mounted = |init| {
+                    if late.is_needed() {
+                        late.carry_out(&bundle.rootfs, init)?;
+                    }
                     if is_inside {
                         cwd::make_inside(&bundle, init);
                     }
+                    Ok(())
                 };
                 let entered = || {
                     if !is_needed_outside {

@@ -68,7 +68,7 @@ pub fn find(
 ) -> Result<Entrypoint, EntrypointError> {
     match find_file(name, path_variable, is_wasm) {
         Err(error @ (EntrypointError::NotFound(_) | EntrypointError::NotOnPath(_))) => {
-            let Some((file, function)) = name.rsplit_once('#') else {
+            let (file, Some(function)) = split(name) else {
                 return Err(error);
             };
             match find_file(file, path_variable, is_wasm)? {
@@ -81,6 +81,18 @@ pub fn find(
             }
         }
         found => found,
+    }
+}
+
+/// The file or layer that `name` is of, and the function that it names: `NAME#FUNCTION`, or `NAME#INTERFACE#FUNCTION` for one of an
+/// interface, which has a colon in its name.
+pub(crate) fn split(name: &str) -> (&str, Option<&str>) {
+    let Some((file, function)) = name.rsplit_once('#') else {
+        return (name, None);
+    };
+    match file.rsplit_once('#') {
+        Some((file, interface)) if interface.contains(':') => (file, Some(&name[file.len() + 1..])),
+        _ => (file, Some(function)),
     }
 }
 
@@ -102,9 +114,22 @@ fn find_file(
         if folder.as_os_str().is_empty() {
             continue;
         }
-        match classify(name, &folder.join(name), is_wasm) {
+        let path = folder.join(name);
+        match classify(name, &path, is_wasm) {
             Err(EntrypointError::NotFound(_) | EntrypointError::Directory(_)) => {}
-            Err(error @ EntrypointError::Denied(_)) => denied = Some(error),
+            // What cannot be executed is passed over, as execvp(3) does.
+            Err(error @ (EntrypointError::Format(..) | EntrypointError::Denied(_)))
+                if access(&path, AccessFlags::X_OK).is_err() =>
+            {
+                denied.get_or_insert(error);
+            }
+            Err(
+                error @ (EntrypointError::Denied(_)
+                | EntrypointError::Special(..)
+                | EntrypointError::Io(..)),
+            ) => {
+                denied.get_or_insert(error);
+            }
             found => return found,
         }
     }
@@ -204,6 +229,30 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     const WASM: &[u8] = b"\0asm\x01\0\0\0";
+
+    #[test]
+    fn what_cannot_be_executed_is_passed_over_on_path() {
+        let text = Folder::with("app", b"text", 0o644);
+        let round = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("app", round.path().join("app")).unwrap();
+        let program = Folder::with("app", b"\x7fELF", 0o755);
+        let folders = [text.0.path(), round.path(), program.0.path()];
+        let path = std::env::join_paths(folders).unwrap();
+        let found = find("app", path.to_str().unwrap(), is_wasm).unwrap();
+        assert!(matches!(found, Entrypoint::Linux(path) if path.starts_with(program.0.path())));
+        // Where there is no other, the first tells why.
+        let path = std::env::join_paths(&folders[..2]).unwrap();
+        let error = find("app", path.to_str().unwrap(), is_wasm).unwrap_err();
+        assert!(matches!(error, EntrypointError::Format(..)), "{error}");
+    }
+
+    #[test]
+    fn a_function_may_be_of_an_interface() {
+        assert_eq!(split("/a.wasm"), ("/a.wasm", None));
+        assert_eq!(split("/a#b#run"), ("/a#b", Some("run")));
+        let name = "/a#b#wasi:cli/run@0.2.6#run";
+        assert_eq!(split(name), ("/a#b", Some("wasi:cli/run@0.2.6#run")));
+    }
 
     fn is_wasm(head: &[u8]) -> bool {
         head.starts_with(b"\0asm")

@@ -37,6 +37,7 @@ mod limit;
 mod loopback;
 mod memory;
 mod message;
+mod mounts;
 mod notify;
 mod orphan;
 mod pod;

@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::execve;
 use oci_spec::runtime::Process;
@@ -122,10 +123,7 @@ impl Launcher {
                 self.load(artifact, function.as_deref(), shims)
             }
             Err(missing @ (EntrypointError::NotFound(_) | EntrypointError::NotOnPath(_))) => {
-                let (name, function) = match name.rsplit_once('#') {
-                    Some((name, function)) => (name, Some(function)),
-                    None => (name.as_str(), None),
-                };
+                let (name, function) = entrypoint::split(name);
                 let shims = sys::open_descriptors();
                 let name = name.to_owned();
                 let artifact = self.artifact(&FromInit::Absent { name }, &[])?;
@@ -167,7 +165,7 @@ impl Launcher {
             }
             Program::Linux(path) => {
                 let error = exec_linux(&path, &invocation);
-                self.fail(format!("exec {:?}: {error}", invocation.args[0]))
+                self.fail(format!("exec {}: {}", path.display(), words(&error)))
             }
         }
     }
@@ -269,6 +267,19 @@ fn name_process(args: &[String]) {
         let _ = nix::sys::prctl::set_name(&name);
     }
     let _ = sys::set_arguments(args.iter().map(String::as_str));
+}
+
+/// The kernel's reason as runc words it, by which Docker tells exit codes.
+fn words(error: &io::Error) -> String {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    match errno {
+        // The file itself has been found.
+        Some(Errno::ENOENT) => {
+            "no such file or directory: the interpreter or loader that it names".to_owned()
+        }
+        Some(errno) => errno.desc().to_lowercase(),
+        None => error.to_string(),
+    }
 }
 
 fn exec_linux(path: &Path, invocation: &Invocation) -> io::Error {

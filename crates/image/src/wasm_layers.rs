@@ -142,11 +142,16 @@ pub fn check_size(layers: &[&Descriptor], most: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// An entrypoint without the function that it names.
+/// An entrypoint without the function that it names, or the function of an interface (`NAME#INTERFACE#FUNCTION`; interfaces
+/// have a colon in their names).
 pub fn without_function(entrypoint: &str) -> &str {
-    entrypoint
-        .rsplit_once('#')
-        .map_or(entrypoint, |(name, _)| name)
+    let Some((name, _)) = entrypoint.rsplit_once('#') else {
+        return entrypoint;
+    };
+    match name.rsplit_once('#') {
+        Some((name, interface)) if interface.contains(':') => name,
+        _ => name,
+    }
 }
 
 /// A name without what makes a path of it: `/app.wasm` and `./app.wasm` mean the title `app.wasm`.
@@ -195,6 +200,8 @@ mod tests {
         assert!(named(&layers, "/any", true).is_some());
         assert!(named(&layers, "/any", false).is_none());
         assert_eq!(without_function("/any#start"), "/any");
+        assert_eq!(without_function("/a#b#wasi:cli/run@0.2.6#run"), "/a#b");
+        assert_eq!(without_function("/a#b#run"), "/a#b");
     }
 
     #[test]

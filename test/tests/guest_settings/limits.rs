@@ -2,11 +2,14 @@
 
 use anyhow::Result;
 use lighter_test::{Containerd, each_containerd};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 
 use crate::{COMPONENT, TOOL, guest, run, run_text, text_guest};
 
-each_containerd!(memory, tables, time, fuel);
+each_containerd!(memory, tables, time, time_that_nobody_hears_of, fuel);
 
 fn memory(engine: &Containerd) -> Result<()> {
     for tool in [TOOL, COMPONENT] {
@@ -63,6 +66,32 @@ fn time(engine: &Containerd) -> Result<()> {
     container.kill(Signal::SIGKILL)?;
     container.finish()?;
     Ok(())
+}
+
+/// A guest that writes where nobody reads does not outlive its time.
+fn time_that_nobody_hears_of(engine: &Containerd) -> Result<()> {
+    let flood = r#"(module
+        (import "wasi_snapshot_preview1" "fd_write"
+            (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "\10\00\00\00\00\10\00\00")
+        (func (export "_start")
+            (loop $again
+                (drop (call $write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 8)))
+                (br $again))))"#;
+    let folder = tempfile::tempdir_in(engine.folder())?;
+    let fifo = folder.path().join("err");
+    mkfifo(&fifo, Mode::S_IRWXU)?;
+    let mut container = text_guest(engine, "limits.time = '1s'", flood)?
+        .streams("", "", &fifo.display().to_string())
+        .create()?;
+    container.start()?;
+    assert_eq!(container.wait()?.status, 124);
+    // So that the delete need not wait for somebody.
+    let reader = std::thread::spawn(move || std::fs::read(fifo));
+    container.delete()?;
+    assert!(!reader.join().expect("it does not panic")?.is_empty());
+    container.remove()
 }
 
 fn fuel(engine: &Containerd) -> Result<()> {

@@ -95,7 +95,7 @@ pub(crate) fn build(
     init: Init,
     console: Option<&Path>,
     streams: &[OwnedFd],
-    mounted: impl FnOnce(i32),
+    mounted: impl FnOnce(i32) -> std::result::Result<(), String>,
     entered: impl FnOnce(),
 ) -> Result<i32> {
     let spec = &bundle.spec;
@@ -197,7 +197,7 @@ fn main_process(
     cgroup: &Cgroup,
     keyring: Option<&str>,
     init: &Init,
-    mounted: impl FnOnce(i32),
+    mounted: impl FnOnce(i32) -> std::result::Result<(), String>,
     entered: impl FnOnce(),
 ) -> Result<i32> {
     let spec = &args.spec;
@@ -237,7 +237,7 @@ fn main_process(
             run_hooks(hooks.as_ref(), Some(&container.state), None, its_pid, None)
                 .map_err(|error| other(format!("a {name} hook failed: {error}")))?;
         }
-        mounted(pid);
+        mounted(pid).map_err(other)?;
         to_init.hook_done().map_err(channel_failed)?;
     }
     to_init.close().map_err(channel_failed)?;
