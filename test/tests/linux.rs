@@ -24,6 +24,7 @@ each_containerd!(
     propagation,
     propagation_of_each,
     devices_of_the_host,
+    devices_of_the_host_alone,
     user_and_groups,
     namespaces,
     loopback,
@@ -559,6 +560,64 @@ fn devices_of_the_host(engine: &Containerd) -> Result<()> {
     left.sort();
     assert_eq!(left, ["fd", "mqueue", "null", "pts", "shm", "zero"]);
     Ok(())
+}
+
+/// What a container mounts on its /dev, which is the host's, does not come to the host, whatever else it shares with that.
+fn devices_of_the_host_alone(engine: &Containerd) -> Result<()> {
+    use nix::mount::{MntFlags, MsFlags, mount as do_mount, umount2};
+    const NONE: Option<&str> = None;
+    let folder = tempfile::tempdir_in(engine.folder())?;
+    let place = |name: &str| folder.path().join(name);
+    for name in ["dev", "volume"] {
+        let place = place(name);
+        std::fs::create_dir(&place)?;
+        do_mount(Some("tmpfs"), &place, Some("tmpfs"), MsFlags::empty(), NONE)?;
+        do_mount(NONE, &place, NONE, MsFlags::MS_SHARED, NONE)?;
+    }
+    let dev = place("dev");
+    lighter_test::run(
+        "mknod",
+        &[&dev.join("null").display().to_string(), "c", "1", "3"],
+    )?;
+    std::fs::create_dir(dev.join("shm"))?;
+    std::fs::write(place("log"), "written\n")?;
+    let outcome = (|| -> Result<()> {
+        let devices = mount(
+            &dev.display().to_string(),
+            "/dev",
+            "bind",
+            &["rbind", "rprivate"],
+        );
+        let container = engine
+            .container(&Rootfs::guests()?)
+            .args(["/bin/sh", "-c", "cat /dev/log; sleep 1000"])
+            .spec(|spec| {
+                let mounts = spec["mounts"].as_array_mut().expect("a list");
+                for mount in mounts.iter_mut() {
+                    if mount["destination"] == "/dev" {
+                        *mount = devices.clone();
+                    }
+                }
+                spec["linux"]["rootfsPropagation"] = json!("rshared");
+            })
+            .bind(&place("volume"), "/volume", &["rbind", "rshared"])
+            .bind(&place("log"), "/dev/log", &["rbind", "rprivate"])
+            .create()?;
+        container.start()?;
+        container.wait_for_output("written")?;
+        let all = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let below = format!("{}/", dev.display());
+        let found: Vec<&str> = all.lines().filter(|line| line.contains(&below)).collect();
+        assert!(found.is_empty(), "{found:#?}");
+        ensure!(dev.join("log").is_file(), "as runc makes it");
+        container.kill(Signal::SIGKILL)?;
+        container.finish()?;
+        Ok(())
+    })();
+    for name in ["dev", "volume"] {
+        umount2(&place(name), MntFlags::MNT_DETACH)?;
+    }
+    outcome
 }
 
 fn user_and_groups(engine: &Containerd) -> Result<()> {

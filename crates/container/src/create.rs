@@ -62,9 +62,9 @@ pub(crate) fn create(
     let built = bundle
         .check_rootfs()
         .map_err(|error| error.to_string())
+        .and_then(|()| mounts::check(&bundle.spec, &bundle.path))
         .and_then(|()| adapt(&mut bundle, request))
         .and_then(|apart| {
-            mounts::check(&bundle.spec)?;
             let is_inside = cwd::make(&bundle);
             let can_build = build::can_build(&bundle, request);
             let late = match can_build {
@@ -81,7 +81,7 @@ pub(crate) fn create(
             let built = if can_build {
                 let mounted = |init| {
                     if late.is_needed() {
-                        late.carry_out(&bundle.rootfs, init)?;
+                        late.carry_out(&bundle.rootfs, &bundle.path, init)?;
                     }
                     if is_inside {
                         cwd::make_inside(&bundle, init);

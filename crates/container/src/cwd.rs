@@ -39,9 +39,13 @@ pub(crate) fn make_inside(bundle: &Bundle, init: i32) {
     let Some(cwd) = bundle.process().map(|process| process.cwd()) else {
         return;
     };
-    // Its mount namespace, by its root directory, which is still the host's.
+    // An absolute link on the way would lead out of the init's mount namespace.
+    let Ok(outside) = bundle.rootfs.canonicalize() else {
+        return;
+    };
+    // That namespace, by the init's root directory, which is still the host's.
     let mut rootfs = PathBuf::from(format!("/proc/{init}/root"));
-    rootfs.extend(bundle.rootfs.components().skip(1));
+    rootfs.extend(outside.components().skip(1));
     make_below(bundle, &rootfs, cwd);
 }
 

@@ -5,6 +5,7 @@
 //! theirs is to be. Both is done by the helper, in the container's mount namespace, when all mounts are there and the
 //! container's init is still outside of them.
 
+use std::env;
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -12,14 +13,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use libcontainer::syscall::linux::{
-    AT_EMPTY_PATH, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY,
-    MountAttr,
+    AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY, MountAttr,
 };
 use libcontainer::syscall::syscall::create_syscall;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 use oci_spec::runtime::{Mount, Spec};
 use pathrs::Root;
+use pathrs::flags::OpenFlags;
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::idmap;
@@ -39,16 +42,20 @@ const INSIDE_PROC: [&str; 11] = [
     "/proc/uptime",
 ];
 
-/// Makes sure that /proc is the kernel's.
+/// Makes sure that /proc is the kernel's. Relative sources of mounts are below `bundle`.
 ///
 /// # Errors
 /// Which mount would be in its place, or inside.
-pub(crate) fn check(spec: &Spec) -> Result<(), String> {
+pub(crate) fn check(spec: &Spec, bundle: &Path) -> Result<(), String> {
     for mount in spec.mounts().iter().flatten() {
         let place = mount.destination();
-        let source = mount.source().as_deref().unwrap_or(Path::new(""));
+        let source = bundle.join(mount.source().as_deref().unwrap_or(Path::new("")));
         let is_proc = place == Path::new("/proc");
-        let reason = if is_proc && is_bind(mount) && !source.starts_with("/proc") {
+        // A source that is missing is told of when it is mounted.
+        let is_other = |source: &Path| {
+            statfs(source).is_ok_and(|system| system.filesystem_type() != PROC_SUPER_MAGIC)
+        };
+        let reason = if is_proc && is_bind(mount) && is_other(&source) {
             "it is not of type proc"
         } else if !is_proc
             && place.starts_with("/proc")
@@ -84,6 +91,10 @@ impl Late {
     pub(crate) fn take_over(spec: &mut Spec) -> Self {
         let mut late = Self::default();
         let mut mounts = spec.mounts().clone().unwrap_or_default();
+        let own: Vec<(PathBuf, MsFlags)> = mounts
+            .iter()
+            .filter_map(|mount| Some((mount.destination().clone(), propagation(mount)?)))
+            .collect();
         for mount in &mut mounts {
             if mount.destination() == Path::new("/dev") && is_bind(mount) {
                 late.devices = Some(mount.clone());
@@ -99,10 +110,6 @@ impl Late {
         }
         let of_root = spec.linux().as_ref();
         let of_root = of_root.and_then(|linux| linux.rootfs_propagation().clone());
-        let own: Vec<(PathBuf, MsFlags)> = mounts
-            .iter()
-            .filter_map(|mount| Some((mount.destination().clone(), propagation(mount)?)))
-            .collect();
         let asks = |flags: MsFlags| own.iter().any(|(_, own)| own.intersects(flags));
         let follows = asks(MsFlags::MS_SHARED | MsFlags::MS_SLAVE);
         let is_private = of_root.as_deref() == Some("private");
@@ -120,11 +127,12 @@ impl Late {
         self.devices.is_some() || !self.propagation.is_empty()
     }
 
-    /// Does it, to the mounts on `rootfs` in the mount namespace of `init`.
+    /// Does it, to the mounts on `rootfs` in the mount namespace of `init`. Relative sources are below `bundle`, in which this process
+    /// is afterwards.
     ///
     /// # Errors
     /// Which step failed and why.
-    pub(crate) fn carry_out(&self, rootfs: &Path, init: i32) -> Result<(), String> {
+    pub(crate) fn carry_out(&self, rootfs: &Path, bundle: &Path, init: i32) -> Result<(), String> {
         let namespace = |path: String| {
             let opened = File::open(&path);
             opened.map_err(|error| format!("opening {path}: {error}"))
@@ -136,15 +144,16 @@ impl Late {
             entered.map_err(|error| format!("entering a mount namespace: {error}"))
         };
         enter(&inside)?;
-        let done = self.mount(rootfs);
+        let done = self.mount(rootfs, bundle);
         enter(&home)?;
-        done
+        let back = env::set_current_dir(bundle);
+        done.and(back.map_err(|error| format!("entering the bundle: {error}")))
     }
 
-    fn mount(&self, rootfs: &Path) -> Result<(), String> {
+    fn mount(&self, rootfs: &Path, bundle: &Path) -> Result<(), String> {
         let root = Root::open(rootfs).map_err(|error| error.to_string())?;
         if let Some(devices) = &self.devices {
-            self.replace(&root, devices)
+            self.replace(&root, devices, bundle)
                 .map_err(|reason| format!("mounting on \"/dev\": {reason}"))?;
         }
         for (path, flags) in &self.propagation {
@@ -162,42 +171,46 @@ impl Late {
     }
 
     /// Replaces the /dev that libcontainer has made by the `bound` one.
-    fn replace(&self, root: &Root, bound: &Mount) -> Result<(), String> {
+    fn replace(&self, root: &Root, bound: &Mount, bundle: &Path) -> Result<(), String> {
         let copy_of = |path: &PathBuf| {
             let place = place(root, path)?;
             idmap::copy(Path::new(&itself(&place)), true)
         };
         let below: Vec<OwnedFd> = self.below.iter().map(copy_of).collect::<Result<_, _>>()?;
-        let source = bound.source().clone().ok_or("it has no source")?;
-        let copy = idmap::copy(&source, has(bound, "rbind"))?;
-        let attributes = MountAttr {
-            attr_set: attributes(bound),
-            attr_clr: 0,
-            propagation: 0,
-            userns_fd: 0,
-        };
-        create_syscall()
-            .mount_setattr(
-                copy.as_fd(),
-                Path::new(""),
-                AT_EMPTY_PATH,
-                &attributes,
-                size_of::<MountAttr>(),
-            )
-            .map_err(|error| format!("setting its options: {error}"))?;
+        let source = bound.source().as_deref().ok_or("it has no source")?;
+        let copy = idmap::copy(&bundle.join(source), has(bound, "rbind"))?;
+        // What is mounted below must not come to the host, whatever the bound one is to be in the end.
+        let apart = MsFlags::MS_SLAVE.bits();
+        for (flags, attr_set, propagation) in [
+            (AT_EMPTY_PATH | AT_RECURSIVE, 0, apart),
+            (AT_EMPTY_PATH, attributes(bound), 0),
+        ] {
+            let attributes = MountAttr {
+                attr_set,
+                attr_clr: 0,
+                propagation,
+                userns_fd: 0,
+            };
+            create_syscall()
+                .mount_setattr(
+                    copy.as_fd(),
+                    Path::new(""),
+                    flags,
+                    &attributes,
+                    size_of::<MountAttr>(),
+                )
+                .map_err(|error| format!("setting its options: {error}"))?;
+        }
         let dev = Path::new("/dev");
         umount2(&*itself(&place(root, dev)?), MntFlags::MNT_DETACH)
             .map_err(|error| format!("taking libcontainer's away: {error}"))?;
         put(&copy, &place(root, dev)?).map_err(|error| error.to_string())?;
         for (path, mount) in self.below.iter().zip(&below) {
-            // As runc does: in what is bound.
-            let made = root
-                .mkdir_all(path, &Permissions::from_mode(0o755))
-                .map(drop);
-            let place = place(root, path).map_err(|reason| match made {
-                Ok(()) => reason,
-                Err(error) => format!("making {path:?}: {error}"),
-            })?;
+            let place = match place(root, path) {
+                Ok(place) => place,
+                // As runc does: in what is bound.
+                Err(_) => make_place(root, path, mount)?,
+            };
             put(mount, &place).map_err(|error| format!("mounting {path:?} again: {error}"))?;
         }
         Ok(())
@@ -209,6 +222,30 @@ fn place(root: &Root, path: &Path) -> Result<OwnedFd, String> {
     let found = root.resolve(path);
     let found = found.map_err(|error| format!("looking for {path:?}: {error}"))?;
     Ok(found.into())
+}
+
+/// Makes what `mount` can be put on at `path`, a folder or a file as that is.
+fn make_place(root: &Root, path: &Path, mount: &OwnedFd) -> Result<OwnedFd, String> {
+    let folders = Permissions::from_mode(0o755);
+    let is_folder = || -> io::Result<bool> {
+        let copy = File::from(mount.try_clone()?);
+        Ok(copy.metadata()?.is_dir())
+    };
+    let make = || -> io::Result<()> {
+        if is_folder()? {
+            root.mkdir_all(path, &folders).map_err(io::Error::other)?;
+            return Ok(());
+        }
+        if let Some(above) = path.parent() {
+            root.mkdir_all(above, &folders).map_err(io::Error::other)?;
+        }
+        let flags = OpenFlags::O_WRONLY | OpenFlags::O_EXCL | OpenFlags::O_NOFOLLOW;
+        root.create_file(path, flags, &Permissions::from_mode(0o644))
+            .map_err(io::Error::other)?;
+        Ok(())
+    };
+    make().map_err(|error| format!("making {path:?}: {error}"))?;
+    place(root, path)
 }
 
 /// A path to what is open, for calls that take no descriptors.
@@ -286,13 +323,14 @@ mod tests {
 
     #[test]
     fn proc_is_the_kernels() {
-        let checked = |mount| check(&spec(&[mount]));
+        let checked = |mount| check(&spec(&[mount]), Path::new("/"));
         checked(("/proc", "proc", "proc", &[])).unwrap();
         checked(("/proc", "none", "/proc", &["rbind"])).unwrap();
         checked(("/proc/meminfo", "bind", "/x", &["bind"])).unwrap();
         checked(("/process", "bind", "/x", &["bind"])).unwrap();
+        checked(("/proc", "none", "proc", &["rbind"])).unwrap();
         for wrong in [
-            ("/proc", "bind", "/x", &["rbind"][..]),
+            ("/proc", "bind", "/tmp", &["rbind"][..]),
             ("/proc/x", "tmpfs", "tmpfs", &[]),
             ("/proc/sys", "bind", "/x", &["bind"]),
         ] {
@@ -311,11 +349,12 @@ mod tests {
         let own = [usual, slave, private];
         assert_eq!(late(&own).propagation.len(), 2);
         let mut spec = spec(&[
-            ("/dev", "bind", "/dev", &["rbind", "ro"]),
+            ("/dev", "bind", "/dev", &["rbind", "ro", "rprivate"]),
             ("/dev/shm", "tmpfs", "shm", &[]),
         ]);
         let late = Late::take_over(&mut spec);
         assert_eq!(late.below, [Path::new("/dev/shm")]);
+        assert_eq!(late.propagation.len(), 1);
         assert_eq!(
             late.devices.as_ref().map(attributes),
             Some(MOUNT_ATTR_RDONLY)

@@ -210,11 +210,21 @@ impl ExecProcess {
         self.exit.send_replace(Some(Ended::Exited(exit)));
     }
 
-    /// Frees the process, which must not be running; returns how it ended, if it ever ran.
+    /// Frees the process, which must not be running, and has its task forget it; returns how it ended, if it ever ran.
     ///
     /// # Errors
     /// When it runs.
-    pub async fn delete(&self) -> Result<Option<Exit>, Error> {
+    pub async fn delete(self: &Arc<Self>) -> Result<Option<Exit>, Error> {
+        let process = self.clone();
+        // It comes to its end, however soon its client gives it up.
+        let deleted = tokio::spawn(async move { process.delete_whole().await });
+        match deleted.await {
+            Ok(deleted) => deleted,
+            Err(error) => Err(Error::Unknown(format!("deleting {}: {error}", self.id))),
+        }
+    }
+
+    async fn delete_whole(&self) -> Result<Option<Exit>, Error> {
         let mut phase = self.lifecycle.lock().await;
         match *phase {
             Phase::Running => {
@@ -231,6 +241,7 @@ impl ExecProcess {
             stdio.drain(Some(DRAIN)).await;
         }
         self.close_streams().await;
+        self.task.remove_exec(&self.id);
         Ok(self.exited())
     }
 

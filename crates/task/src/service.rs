@@ -344,12 +344,10 @@ impl containerd_shim::Task for Service {
         let (pid, exit) = deleted.inspect_err(|error| {
             log::error!("delete of {} {}: {error}", request.id, request.exec_id);
         })?;
-        if request.exec_id.is_empty() {
-            if let Some(Slot::Task(task)) = self.tasks().remove(&request.id) {
-                self.daemon.logs.remove(task.bundle().as_ref());
-            }
-        } else if let Ok(task) = self.task(&request.id) {
-            task.remove_exec(&request.exec_id);
+        if request.exec_id.is_empty()
+            && let Some(Slot::Task(task)) = self.tasks().remove(&request.id)
+        {
+            self.daemon.logs.remove(task.bundle().as_ref());
         }
         Ok(DeleteResponse {
             pid,

@@ -229,6 +229,8 @@ fn main_process(
 
     if let Some(hooks) = spec.hooks() {
         from_init.wait_for_hook_request().map_err(channel_failed)?;
+        // Before the hooks, which are to find all mounts.
+        mounted(pid).map_err(other)?;
         let its_pid = container.clone().set_pid(pid).pid();
         for (name, hooks) in [
             ("prestart", hooks.prestart()),
@@ -237,7 +239,6 @@ fn main_process(
             run_hooks(hooks.as_ref(), Some(&container.state), None, its_pid, None)
                 .map_err(|error| other(format!("a {name} hook failed: {error}")))?;
         }
-        mounted(pid).map_err(other)?;
         to_init.hook_done().map_err(channel_failed)?;
     }
     to_init.close().map_err(channel_failed)?;

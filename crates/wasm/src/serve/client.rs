@@ -122,7 +122,9 @@ impl Client {
             // Also one that is over by the time that this task has its turn.
             let next = timeout(time, self.requests.wait_for_next()).await;
             let is_deaf = self.is_deaf.load(Ordering::Relaxed);
-            if next.is_err() && (is_deaf || self.has_taken_nothing_since(before)) {
+            let is_waiting = self.is_full.load(Ordering::Relaxed);
+            let has_all = is_deaf && !is_waiting;
+            if next.is_err() && (has_all || self.has_taken_nothing_since(before)) {
                 return;
             }
         }
