@@ -17,6 +17,7 @@ use pathrs::flags::OpenFlags;
 
 use crate::bundle::Bundle;
 use crate::holder::Holder;
+use crate::mounts::has;
 use crate::zygote::Create;
 use crate::{binds, cgroup, cgroup_mounts, environment, home, hooks, pod, users};
 
@@ -133,12 +134,7 @@ fn passwd(rootfs: &Path) -> io::Result<File> {
 /// do so when the whole mount namespace is private from the start; that is possible where no
 /// other mount asks to follow the host.
 fn private_mounts(spec: &mut Spec) {
-    let asks = |mount: &Mount, kinds: &[&str]| {
-        let options = mount.options().iter().flatten();
-        options
-            .into_iter()
-            .any(|option| kinds.contains(&option.as_str()))
-    };
+    let asks = |mount: &Mount, kinds: &[&str]| kinds.iter().any(|kind| has(mount, kind));
     let mounts = spec.mounts().clone().unwrap_or_default();
     let private = mounts
         .iter()

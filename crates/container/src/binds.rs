@@ -18,6 +18,7 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 
 use crate::bundle::mount_point;
 use crate::idmap::{self, IdMap};
+use crate::mounts::{has, is_bind};
 use crate::users::table;
 
 /// The options that ask for mapped ids, of the mount alone or of those below it too, with the
@@ -102,11 +103,6 @@ fn has_users(spec: &Spec) -> bool {
         .any(|namespace| namespace.typ() == LinuxNamespaceType::User)
 }
 
-fn has(mount: &Mount, option: &str) -> bool {
-    let options = mount.options().as_ref();
-    options.is_some_and(|options| options.iter().any(|given| given == option))
-}
-
 /// Mounts the source of `mount` on `place` if it is a bind mount.
 fn again(
     mount: &mut Mount,
@@ -116,8 +112,7 @@ fn again(
 ) -> Result<(), String> {
     let map = id_map(mount, of_container)?;
     let recursive = has(mount, "rbind");
-    let is_bind = recursive || has(mount, "bind") || mount.typ().as_deref() == Some("bind");
-    if !is_bind {
+    if !is_bind(mount) {
         return match map {
             None => Ok(()),
             Some(_) => Err("only bind mounts can have their ids mapped".to_owned()),

@@ -80,13 +80,16 @@ pub(crate) fn create(
             let init = Init::new(launcher, request, apart.start_hooks, apart.has_home);
             let built = if can_build {
                 let mounted = |init| {
-                    if late.is_needed() {
-                        late.carry_out(&bundle.rootfs, &bundle.path, init)?;
+                    if !is_inside && !late.is_needed() {
+                        return Ok(());
                     }
-                    if is_inside {
-                        cwd::make_inside(&bundle, init);
-                    }
-                    Ok(())
+                    mounts::inside(init, &bundle.path, || {
+                        late.carry_out(&bundle.rootfs, &bundle.path)?;
+                        if is_inside {
+                            cwd::make_inside(&bundle);
+                        }
+                        Ok(())
+                    })
                 };
                 let entered = || {
                     if !is_needed_outside {

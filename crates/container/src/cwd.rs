@@ -3,13 +3,14 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::unistd::{setfsgid, setfsuid};
 use oci_spec::runtime::Mount;
 use pathrs::Root;
 
 use crate::bundle::Bundle;
+use crate::mounts::{has, is_bind};
 
 /// Makes it in the image, or in the volume that it is in. Returns whether it is in another mount, which only the container has:
 /// [`make_inside`] is for that.
@@ -34,31 +35,20 @@ pub(crate) fn make(bundle: &Bundle) -> bool {
     false
 }
 
-/// Makes it in what the container's `init` has mounted and not yet entered.
-pub(crate) fn make_inside(bundle: &Bundle, init: i32) {
-    let Some(cwd) = bundle.process().map(|process| process.cwd()) else {
-        return;
-    };
-    // An absolute link on the way would lead out of the init's mount namespace.
-    let Ok(outside) = bundle.rootfs.canonicalize() else {
-        return;
-    };
-    // That namespace, by the init's root directory, which is still the host's.
-    let mut rootfs = PathBuf::from(format!("/proc/{init}/root"));
-    rootfs.extend(outside.components().skip(1));
-    make_below(bundle, &rootfs, cwd);
+/// Makes it in the root file system with all that is mounted there: for a process that is [inside] of the container's mount
+/// namespace.
+///
+/// [inside]: crate::mounts::inside
+pub(crate) fn make_inside(bundle: &Bundle) {
+    if let Some(process) = bundle.process() {
+        make_below(bundle, &bundle.rootfs, process.cwd());
+    }
 }
 
 /// The folder that is bound there to be written into, if it is one.
 fn volume(mount: &Mount) -> Option<&Path> {
-    let has = |names: &[&str]| {
-        let options = mount.options().iter().flatten();
-        options
-            .into_iter()
-            .any(|option| names.contains(&option.as_str()))
-    };
     let source = mount.source().as_deref().filter(|source| source.is_dir());
-    source.filter(|_| has(&["bind", "rbind"]) && !has(&["ro", "rro"]))
+    source.filter(|_| is_bind(mount) && !has(mount, "ro") && !has(mount, "rro"))
 }
 
 /// Makes `cwd` below `above`, whatever symbolic links that holds.

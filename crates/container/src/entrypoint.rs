@@ -85,7 +85,7 @@ pub fn find(
 }
 
 /// The file or layer that `name` is of, and the function that it names: `NAME#FUNCTION`, or `NAME#INTERFACE#FUNCTION` for one of an
-/// interface, which has a colon in its name.
+/// interface, which has a colon in its name. `image::without_function` has the same rule, for who looks for layers.
 pub(crate) fn split(name: &str) -> (&str, Option<&str>) {
     let Some((file, function)) = name.rsplit_once('#') else {
         return (name, None);

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
+use libcontainer::syscall::SyscallError;
 use libcontainer::syscall::linux::{self, MountAttr};
 use libcontainer::syscall::syscall::create_syscall;
 use rustix::fs::CWD;
@@ -70,23 +71,34 @@ impl IdMap {
             propagation: 0,
             userns_fd: namespace.as_raw_fd() as u64,
         };
-        let flags = match all {
-            true => linux::AT_EMPTY_PATH | linux::AT_RECURSIVE,
-            false => linux::AT_EMPTY_PATH,
-        };
-        create_syscall()
-            .mount_setattr(
-                copy.as_fd(),
-                Path::new(""),
-                flags,
-                &attributes,
-                size_of::<MountAttr>(),
-            )
-            .map_err(|error| {
-                format!("mapping the ids of {} (the kernel and the file system have to know id-mapped mounts): {error}", source.display())
-            })?;
+        set_attributes(&copy, all, &attributes).map_err(|error| {
+            format!("mapping the ids of {} (the kernel and the file system have to know id-mapped mounts): {error}", source.display())
+        })?;
         Ok(copy)
     }
+}
+
+/// Sets the attributes of a copy, and of the mounts below it if `all`.
+///
+/// # Errors
+/// mount_setattr(2)'s.
+pub(crate) fn set_attributes(
+    copy: &OwnedFd,
+    all: bool,
+    attributes: &MountAttr,
+) -> Result<(), SyscallError> {
+    let flags = match all {
+        true => linux::AT_EMPTY_PATH | linux::AT_RECURSIVE,
+        false => linux::AT_EMPTY_PATH,
+    };
+    let itself = Path::new("");
+    create_syscall().mount_setattr(
+        copy.as_fd(),
+        itself,
+        flags,
+        attributes,
+        size_of::<MountAttr>(),
+    )
 }
 
 /// Copies the mount at `source`, those below it too if `recursive`; the copy is not mounted

@@ -8,15 +8,13 @@
 use std::env;
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use libcontainer::syscall::linux::{
-    AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
-    MOUNT_ATTR_RDONLY, MountAttr,
+    MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MountAttr,
 };
-use libcontainer::syscall::syscall::create_syscall;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
@@ -75,6 +73,33 @@ pub(crate) fn check(spec: &Spec, bundle: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Does `work` in the mount namespace of the container's `init`, whose root is still the host's. This process is in `bundle`
+/// afterwards.
+///
+/// # Errors
+/// That of `work`, or the kernel's reason not to go there or back.
+pub(crate) fn inside(
+    init: i32,
+    bundle: &Path,
+    work: impl FnOnce() -> Result<(), String>,
+) -> Result<(), String> {
+    let namespace = |path: String| {
+        let opened = File::open(&path);
+        opened.map_err(|error| format!("opening {path}: {error}"))
+    };
+    let home = namespace("/proc/self/ns/mnt".to_owned())?;
+    let container = namespace(format!("/proc/{init}/ns/mnt"))?;
+    let enter = |namespace: &File| {
+        let entered = setns(namespace, CloneFlags::CLONE_NEWNS);
+        entered.map_err(|error| format!("entering a mount namespace: {error}"))
+    };
+    enter(&container)?;
+    let done = work();
+    enter(&home)?;
+    let back = env::set_current_dir(bundle);
+    done.and(back.map_err(|error| format!("entering the bundle: {error}")))
+}
+
 /// What is to be done once libcontainer has made the mounts.
 #[derive(Default)]
 pub(crate) struct Late {
@@ -127,30 +152,11 @@ impl Late {
         self.devices.is_some() || !self.propagation.is_empty()
     }
 
-    /// Does it, to the mounts on `rootfs` in the mount namespace of `init`. Relative sources are below `bundle`, in which this process
-    /// is afterwards.
+    /// Does it, to the mounts on `rootfs`, [`inside`] of the container's mount namespace. Relative sources are below `bundle`.
     ///
     /// # Errors
     /// Which step failed and why.
-    pub(crate) fn carry_out(&self, rootfs: &Path, bundle: &Path, init: i32) -> Result<(), String> {
-        let namespace = |path: String| {
-            let opened = File::open(&path);
-            opened.map_err(|error| format!("opening {path}: {error}"))
-        };
-        let home = namespace("/proc/self/ns/mnt".to_owned())?;
-        let inside = namespace(format!("/proc/{init}/ns/mnt"))?;
-        let enter = |namespace: &File| {
-            let entered = setns(namespace, CloneFlags::CLONE_NEWNS);
-            entered.map_err(|error| format!("entering a mount namespace: {error}"))
-        };
-        enter(&inside)?;
-        let done = self.mount(rootfs, bundle);
-        enter(&home)?;
-        let back = env::set_current_dir(bundle);
-        done.and(back.map_err(|error| format!("entering the bundle: {error}")))
-    }
-
-    fn mount(&self, rootfs: &Path, bundle: &Path) -> Result<(), String> {
+    pub(crate) fn carry_out(&self, rootfs: &Path, bundle: &Path) -> Result<(), String> {
         let root = Root::open(rootfs).map_err(|error| error.to_string())?;
         if let Some(devices) = &self.devices {
             self.replace(&root, devices, bundle)
@@ -181,24 +187,14 @@ impl Late {
         let copy = idmap::copy(&bundle.join(source), has(bound, "rbind"))?;
         // What is mounted below must not come to the host, whatever the bound one is to be in the end.
         let apart = MsFlags::MS_SLAVE.bits();
-        for (flags, attr_set, propagation) in [
-            (AT_EMPTY_PATH | AT_RECURSIVE, 0, apart),
-            (AT_EMPTY_PATH, attributes(bound), 0),
-        ] {
+        for (all, attr_set, propagation) in [(true, 0, apart), (false, attributes(bound), 0)] {
             let attributes = MountAttr {
                 attr_set,
                 attr_clr: 0,
                 propagation,
                 userns_fd: 0,
             };
-            create_syscall()
-                .mount_setattr(
-                    copy.as_fd(),
-                    Path::new(""),
-                    flags,
-                    &attributes,
-                    size_of::<MountAttr>(),
-                )
+            idmap::set_attributes(&copy, all, &attributes)
                 .map_err(|error| format!("setting its options: {error}"))?;
         }
         let dev = Path::new("/dev");
@@ -259,12 +255,14 @@ fn put(mount: &OwnedFd, place: &OwnedFd) -> io::Result<()> {
     Ok(move_mount(mount, "", place, "", flags)?)
 }
 
-fn has(mount: &Mount, option: &str) -> bool {
+/// Whether `mount` has this option.
+pub(crate) fn has(mount: &Mount, option: &str) -> bool {
     let options = mount.options().as_ref();
     options.is_some_and(|options| options.iter().any(|given| given == option))
 }
 
-fn is_bind(mount: &Mount) -> bool {
+/// Whether `mount` is of a file or folder of the host's.
+pub(crate) fn is_bind(mount: &Mount) -> bool {
     has(mount, "bind") || has(mount, "rbind") || mount.typ().as_deref() == Some("bind")
 }
 

@@ -20,7 +20,7 @@ use crate::process::{resize, signal, stream_owner, timestamp, warn_of_capabiliti
 use crate::task::Task;
 
 /// How long the delete of a process waits for its output, which others may go on with: as the runc shim.
-const DRAIN: Duration = Duration::from_secs(10);
+pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// A process that was added to a task and has not been deleted.
 pub struct ExecProcess {

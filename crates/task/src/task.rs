@@ -24,7 +24,7 @@ use tokio::sync::{Mutex, oneshot, watch};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{Publisher, TaskDelete, TaskExit, TaskOOM, TaskStart};
-use crate::exec::ExecProcess;
+use crate::exec::{DRAIN, ExecProcess};
 use crate::memo::Memo;
 use crate::process::{resize, signal, timestamp};
 use crate::settings::Options;
@@ -203,8 +203,9 @@ impl Task {
         }
         let exit = self.wait().await;
         let deleted = self.container.delete(&daemon.zygote).await;
-        // Nobody is left who writes: it comes to an end if it is read.
-        self.stdio.drain(None).await;
+        // With the pid namespace all have ended who write, so it comes to an end if it is read; else somebody may have got away.
+        let most = (!self.owns_pid_namespace).then_some(DRAIN);
+        self.stdio.drain(most).await;
         self.stdio.close().await;
         let mount_point = self.mount_point.clone();
         let unmounted = tokio::task::spawn_blocking(move || rootfs::unmount(&mount_point)).await;

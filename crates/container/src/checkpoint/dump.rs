@@ -7,11 +7,10 @@ use std::path::Path;
 use oci_spec::runtime::Spec;
 
 use super::criu::{Criu, make_folder};
-use super::{
-    Checkpoint, External, MountLine, Notes, cgroups_of, is_bind, owner, shared_namespaces,
-};
+use super::{Checkpoint, External, MountLine, Notes, cgroups_of, owner, shared_namespaces};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
+use crate::mounts::is_bind;
 
 /// Makes the images of the container whose init is `init`, a pid here. Where that fails the
 /// container goes on as before.

@@ -149,14 +149,6 @@ fn owner<'a>(spec: &'a Spec, point: &Path) -> Option<&'a Mount> {
         .max_by_key(|mount| mount.destination().components().count())
 }
 
-fn is_bind(mount: &Mount) -> bool {
-    let options = mount.options().iter().flatten();
-    mount.typ().as_deref() == Some("bind")
-        || options
-            .into_iter()
-            .any(|option| option == "bind" || option == "rbind")
-}
-
 /// The namespaces that the container of `spec` shares with others, of those that criu can leave to
 /// them: each with criu's name for its kind and for the one that is shared.
 fn shared_namespaces(spec: &Spec) -> Vec<(&'static str, &'static str, PathBuf)> {
@@ -206,7 +198,7 @@ mod tests {
             ]},
         }))
         .unwrap();
-        let of = |point: &str| owner(&spec, Path::new(point)).map(is_bind);
+        let of = |point: &str| owner(&spec, Path::new(point)).map(crate::mounts::is_bind);
         assert_eq!(of("/a/sub"), Some(true));
         assert_eq!(of("/a/b/c"), Some(false));
         assert_eq!(of("/ab"), None);

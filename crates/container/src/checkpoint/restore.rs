@@ -22,9 +22,10 @@ use pathrs::{InodeType, Root};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::criu::Criu;
-use super::{MountLine, Notes, Restore, cgroups_of, is_bind, owner, shared_namespaces};
+use super::{MountLine, Notes, Restore, cgroups_of, owner, shared_namespaces};
 use crate::bundle::Bundle;
 use crate::cgroup::{self, Cgroup, is_v1};
+use crate::mounts::is_bind;
 use crate::sys;
 use crate::zygote::Create;
 
