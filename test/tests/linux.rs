@@ -2,6 +2,8 @@
 //! beside one of the same specification under runc: what a process sees of
 //! itself in the two must be the same. The guest tells through /proc, too.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, ensure};
 use lighter_test::{
     Builder, Containerd, RUNC, Rootfs, WASMTIME, each_containerd, options::RuncOptions, spec::mount,
@@ -481,21 +483,29 @@ fn propagation(engine: &Containerd) -> Result<()> {
     outcome
 }
 
-/// Mounts that are to follow the host, and others that are not, in one container.
-fn propagation_of_each(engine: &Containerd) -> Result<()> {
+/// Does `work` while each of these folders, which are made, is a mount that the host shares.
+fn while_shared(folders: &[PathBuf], work: impl FnOnce() -> Result<()>) -> Result<()> {
     use nix::mount::{MntFlags, MsFlags, mount as do_mount, umount2};
     const NONE: Option<&str> = None;
+    for folder in folders {
+        std::fs::create_dir(folder)?;
+        do_mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), NONE)?;
+        do_mount(NONE, folder, NONE, MsFlags::MS_SHARED, NONE)?;
+    }
+    let outcome = work();
+    for folder in folders {
+        umount2(folder, MntFlags::MNT_DETACH)?;
+    }
+    outcome
+}
+
+/// Mounts that are to follow the host, and others that are not, in one container.
+fn propagation_of_each(engine: &Containerd) -> Result<()> {
     let folder = tempfile::tempdir_in(engine.folder())?;
     let place = |name: &str| folder.path().join(name);
-    for name in ["a", "b"] {
-        let place = place(name);
-        std::fs::create_dir(&place)?;
-        do_mount(Some("tmpfs"), &place, Some("tmpfs"), MsFlags::empty(), NONE)?;
-        do_mount(NONE, &place, NONE, MsFlags::MS_SHARED, NONE)?;
-    }
     // What each is, without the numbers of its groups.
     let script = "sed -nE 's, - .*,,; s,^.* (/[ab]) [^ ]*(.*)$,\\1\\2,p' /proc/self/mountinfo | sed 's/:[0-9]*//g'";
-    let outcome = (|| -> Result<()> {
+    while_shared(&[place("a"), place("b")], || {
         for (root, options) in [
             (json!("rshared"), ["rshared", "rprivate"]),
             (json!(null), ["rslave", "rprivate"]),
@@ -514,11 +524,7 @@ fn propagation_of_each(engine: &Containerd) -> Result<()> {
             assert!(text.ends_with(expected), "{options:?}: {text}");
         }
         Ok(())
-    })();
-    for name in ["a", "b"] {
-        umount2(&place(name), MntFlags::MNT_DETACH)?;
-    }
-    outcome
+    })
 }
 
 /// The host's own /dev, or what stands for it, is taken as it is, and nothing is made in it.
@@ -564,24 +570,16 @@ fn devices_of_the_host(engine: &Containerd) -> Result<()> {
 
 /// What a container mounts on its /dev, which is the host's, does not come to the host, whatever else it shares with that.
 fn devices_of_the_host_alone(engine: &Containerd) -> Result<()> {
-    use nix::mount::{MntFlags, MsFlags, mount as do_mount, umount2};
-    const NONE: Option<&str> = None;
     let folder = tempfile::tempdir_in(engine.folder())?;
     let place = |name: &str| folder.path().join(name);
-    for name in ["dev", "volume"] {
-        let place = place(name);
-        std::fs::create_dir(&place)?;
-        do_mount(Some("tmpfs"), &place, Some("tmpfs"), MsFlags::empty(), NONE)?;
-        do_mount(NONE, &place, NONE, MsFlags::MS_SHARED, NONE)?;
-    }
     let dev = place("dev");
-    lighter_test::run(
-        "mknod",
-        &[&dev.join("null").display().to_string(), "c", "1", "3"],
-    )?;
-    std::fs::create_dir(dev.join("shm"))?;
-    std::fs::write(place("log"), "written\n")?;
-    let outcome = (|| -> Result<()> {
+    while_shared(&[dev.clone(), place("volume")], || {
+        lighter_test::run(
+            "mknod",
+            &[&dev.join("null").display().to_string(), "c", "1", "3"],
+        )?;
+        std::fs::create_dir(dev.join("shm"))?;
+        std::fs::write(place("log"), "written\n")?;
         let devices = mount(
             &dev.display().to_string(),
             "/dev",
@@ -613,11 +611,7 @@ fn devices_of_the_host_alone(engine: &Containerd) -> Result<()> {
         container.kill(Signal::SIGKILL)?;
         container.finish()?;
         Ok(())
-    })();
-    for name in ["dev", "volume"] {
-        umount2(&place(name), MntFlags::MNT_DETACH)?;
-    }
-    outcome
+    })
 }
 
 fn user_and_groups(engine: &Containerd) -> Result<()> {
