@@ -19,6 +19,7 @@ each_containerd!(
     capabilities,
     no_new_privileges,
     seccomp,
+    newer_system_calls,
     rlimits,
     masked_and_readonly_paths,
     sysctl,
@@ -308,6 +309,59 @@ fn seccomp(engine: &Containerd) -> Result<()> {
         .args(["/tool.wasm", "mkdir", "/data/new"])
         .run()?;
     unfiltered.success()?;
+    Ok(())
+}
+
+/// Calls that a profile does not name and that are newer than it are not there: only the others are forbidden.
+fn newer_system_calls(engine: &Containerd) -> Result<()> {
+    const NAMED: &str = "read write open openat openat2 close stat fstat lstat newfstatat statx statfs fstatfs access \
+        faccessat faccessat2 poll ppoll select pselect6 lseek mmap mprotect munmap mremap madvise brk ioctl pread64 pwrite64 \
+        readv writev pipe pipe2 dup dup2 dup3 fcntl rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack getpid gettid \
+        getppid getpgrp setpgid setsid getuid geteuid getgid getegid getgroups setgroups setuid setgid setresuid setresgid \
+        socketpair socket connect accept accept4 bind listen sendmsg recvmsg sendto recvfrom clone clone3 fork vfork execve \
+        execveat exit exit_group wait4 waitid kill tgkill getcwd chdir fchdir getdents64 prctl arch_prctl capget capset \
+        futex set_tid_address set_robust_list rseq getrandom prlimit64 getrlimit setrlimit sched_yield sched_getaffinity \
+        uname umask close_range readlink readlinkat nanosleep clock_nanosleep clock_gettime epoll_create1 epoll_ctl \
+        epoll_wait epoll_pwait eventfd2 unlink unlinkat mkdirat mknodat fchown fchmod seccomp restart_syscall";
+    // process_vm_readv(2), fchmodat2(2), and one that no kernel has.
+    const CALLS: &str = "for call in 310 452 9999; do /call $call; echo $call $?; done";
+    let folder = tempfile::tempdir()?;
+    let (source, program) = (folder.path().join("call.c"), folder.path().join("call"));
+    std::fs::write(
+        &source,
+        "#include <errno.h>\n#include <stdlib.h>\n#include <unistd.h>\n\
+         int main(int n, char **call) { return syscall(atoi(call[1])) < 0 ? errno : 0; }\n",
+    )?;
+    let text = |path: &std::path::Path| path.display().to_string();
+    lighter_test::run("gcc", &["-static", "-o", &text(&program), &text(&source)])?;
+    let rootfs = rootfs()?.copy(&program, "/call");
+    let names: Vec<&str> = NAMED.split_whitespace().collect();
+    for no_new_privileges in [false, true] {
+        let mut answers = Vec::new();
+        for runtime in [RUNC, WASMTIME] {
+            let host = engine
+                .container(&rootfs)
+                .runtime(runtime)
+                .args(["/bin/sh", "-c", &format!("{CALLS}; exec sleep 1000")])
+                .spec(|spec| {
+                    spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+                    spec["linux"]["seccomp"] = json!({
+                        "defaultAction": "SCMP_ACT_ERRNO",
+                        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+                        "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}],
+                    });
+                })
+                .create()?;
+            host.start()?;
+            host.wait_for_output("9999 ")?;
+            let added = host.exec(["/bin/sh", "-c", CALLS])?.run()?.success()?;
+            host.kill(Signal::SIGKILL)?;
+            answers.push((host.finish()?.text(), added));
+        }
+        assert_eq!(answers[1], answers[0], "ours, runc's");
+        let expected = "310 1\n452 38\n9999 38\n".to_owned();
+        assert_eq!(answers[1], (expected.clone(), expected));
+    }
     Ok(())
 }
 

@@ -14,10 +14,10 @@ use std::rc::Rc;
 use libcontainer::config::PersonalityDomain;
 use libcontainer::syscall::Syscall;
 use libcontainer::syscall::syscall::create_syscall;
-use libcontainer::{apparmor, capabilities, seccomp};
+use libcontainer::{apparmor, capabilities};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::prctl::{set_dumpable, set_keepcaps, set_no_new_privs};
+use nix::sys::prctl::{set_dumpable, set_keepcaps};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, chdir, getcwd, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::{LinuxPersonalityDomain, Process, Spec};
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::adapt;
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
+use crate::confinement::Confinement;
 use crate::environment;
 use crate::guest::Guests;
 use crate::home;
@@ -258,33 +259,10 @@ fn become_user(spec: &Spec, process: &Process, syscall: &dyn Syscall) -> Result<
         .close_range(0)
         .map_err(|error| format!("marking descriptors to be closed: {error}"))?;
 
-    // Without no_new_privs a filter needs the privileges that are about to be dropped; with it,
-    // the filter comes last, so that it need not allow the steps before.
-    let no_new_privileges = process.no_new_privileges() == Some(true);
-    let filter = || -> Result<(), String> {
-        match linux.and_then(|linux| linux.seccomp().as_ref()) {
-            Some(filter) => seccomp::initialize_seccomp(filter)
-                .map(drop)
-                .map_err(|error| format!("installing the seccomp filter: {error}")),
-            None => Ok(()),
-        }
-    };
-    if no_new_privileges {
-        set_no_new_privs().map_err(|error| format!("setting no_new_privs: {error}"))?;
-    } else {
-        filter()?;
-    }
-    let dropped = process.capabilities().as_ref().map_or(Ok(()), |given| {
-        capabilities::drop_privileges(given, syscall)
-    });
-    dropped.map_err(|error| format!("setting its capabilities: {error}"))?;
     if entered.is_err() {
         enter(process.cwd())?;
     }
-    if no_new_privileges {
-        filter()?;
-    }
-    Ok(())
+    Confinement::of(process, spec).put_on(syscall)
 }
 
 /// Enters the working directory, and makes sure that it is one of the container's.

@@ -6,11 +6,13 @@ use std::io::PipeWriter;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use oci_spec::runtime::{Hook, Process, Spec};
 
+use crate::confinement::Confinement;
 use crate::hooks::run_start_hooks;
 use crate::program::{Launcher, Program, invocation};
 use crate::zygote::Create;
@@ -22,6 +24,7 @@ pub(crate) struct Init {
     start: Rc<StartHooks>,
     program: Rc<RefCell<Option<Program>>>,
     outside: Rc<RefCell<Option<PipeWriter>>>,
+    confinement: Option<Rc<Confinement>>,
     has_home: bool,
 }
 
@@ -49,7 +52,16 @@ impl Init {
             }),
             program: Rc::default(),
             outside: Rc::default(),
+            confinement: None,
             has_home,
+        }
+    }
+
+    /// The same init, which puts on `confinement` itself.
+    pub(crate) fn confined_by(self, confinement: Option<Confinement>) -> Self {
+        Self {
+            confinement: confinement.map(Rc::new),
+            ..self
         }
     }
 
@@ -73,7 +85,13 @@ fn process(spec: &Spec) -> Result<&Process, String> {
 impl Executor for Init {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         self.leave();
-        let resolved = process(spec).and_then(|process| self.launcher.resolve(process));
+        let confined = match &self.confinement {
+            Some(confinement) => confinement.put_on(create_syscall().as_ref()),
+            None => Ok(()),
+        };
+        let resolved = confined
+            .and_then(|()| process(spec))
+            .and_then(|process| self.launcher.resolve(process));
         let program = resolved.map_err(|reason| {
             // libcontainer would wrap the reason in two sentences of its own.
             ExecutorValidationError::ArgValidationError(self.launcher.fail(reason))

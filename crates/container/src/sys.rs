@@ -480,6 +480,35 @@ pub fn share_arena() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
+/// Adds `program` to the seccomp filters of this thread, which has one already; what comes of it may speculate on loads past
+/// stores where it `speculates` (seccomp(2), `SECCOMP_FILTER_FLAG_SPEC_ALLOW`).
+///
+/// # Errors
+/// seccomp(2)'s, among them what the filters that are there answer to it.
+pub(crate) fn add_filter(program: &[libc::sock_filter], speculates: bool) -> io::Result<()> {
+    let flags = match speculates {
+        true => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        false => 0,
+    };
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(io::Error::other)?,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: the kernel reads the program, which outlives the call, and checks it.
+    let added = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    match added {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

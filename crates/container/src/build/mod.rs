@@ -45,6 +45,7 @@ use self::intermediate::{born_into, intermediate_process, prepare};
 use self::place::{Birth, Place};
 use crate::bundle::Bundle;
 use crate::cgroup::{self, Cgroup};
+use crate::confinement::Confinement;
 use crate::init::Init;
 use crate::zygote::Create;
 use crate::{message, sys};
@@ -125,11 +126,13 @@ pub(crate) fn build(
             let console = console
                 .map(|socket| tty::setup_console_socket(&folder, socket, "console-socket"))
                 .transpose()?;
+            let mut for_init = spec.clone();
+            let init = init.confined_by(Confinement::take_over(&mut for_init));
             let stream = |number: usize| streams.get(number).map(OwnedFd::as_raw_fd);
             let args = ContainerArgs {
                 container_type: ContainerType::InitContainer,
                 syscall: SyscallType::default(),
-                spec: Rc::new(spec.clone()),
+                spec: Rc::new(for_init),
                 rootfs: fs::canonicalize(&bundle.rootfs).map_err(LibcontainerError::OtherIO)?,
                 console_socket: console.as_ref().map(AsRawFd::as_raw_fd),
                 notify_listener: NotifyListener::new(&folder.join(NOTIFY_FILE))?,
