@@ -21,6 +21,7 @@ each_containerd!(
     seccomp,
     newer_system_calls,
     rlimits,
+    few_descriptors,
     masked_and_readonly_paths,
     sysctl,
     mount_options,
@@ -391,6 +392,24 @@ fn rlimits(engine: &Containerd) -> Result<()> {
             .any(|l| l.contains("100") && l.contains("200")),
         "{guest}"
     );
+    Ok(())
+}
+
+/// A process may have as few descriptors as it likes, whatever its way to its program takes.
+fn few_descriptors(engine: &Containerd) -> Result<()> {
+    const LOOK: &str = "ulimit -Sn; ulimit -Hn; cat /proc/self/comm";
+    fn limited(builder: Builder<'_>) -> Builder<'_> {
+        builder.spec(|spec| {
+            spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 8, "hard": 20}]);
+        })
+    }
+    assert_eq!(same(engine, LOOK, limited)?, "8\n20\ncat\n");
+    let host = limited(engine.container(&rootfs()?))
+        .args(["/bin/sleep", "1000"])
+        .create()?;
+    host.start()?;
+    let added = host.exec(["/bin/sh", "-c", LOOK])?.run()?.success()?;
+    assert_eq!(added, "8\n20\ncat\n");
     Ok(())
 }
 

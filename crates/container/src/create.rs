@@ -23,7 +23,7 @@ use crate::program::Launcher;
 use crate::rootfs;
 use crate::stdio::{ConsoleSocket, Pty};
 use crate::zygote::{Create, Created};
-use crate::{build, capture, checkpoint, cwd, keyring, loopback, mounts};
+use crate::{build, capture, checkpoint, cwd, keyring, limit, loopback, mounts};
 
 /// Builds a container; returns what it is, and the master of its terminal if it has one.
 pub(crate) fn create(
@@ -67,9 +67,14 @@ pub(crate) fn create(
         .and_then(|apart| {
             let is_inside = cwd::make(&bundle);
             let can_build = build::can_build(&bundle, request);
-            let late = match can_build {
-                true => Late::take_over(&mut bundle.spec),
-                false => Late::default(),
+            // Not in config.json, by which processes are added.
+            let spec = &mut bundle.spec;
+            let (late, limit) = match can_build {
+                true => (
+                    Late::take_over(spec),
+                    spec.process_mut().as_mut().and_then(limit::set_apart),
+                ),
+                false => (Late::default(), None),
             };
             if (is_inside || late.is_needed()) && bundle.spec.hooks().is_none() {
                 // For these the init waits once it has its mounts.
@@ -77,7 +82,7 @@ pub(crate) fn create(
             }
             // The namespace has to be there until the container is.
             let _users = apart.users;
-            let init = Init::new(launcher, request, apart.start_hooks, apart.has_home);
+            let init = Init::new(launcher, request, apart.start_hooks, apart.has_home, limit);
             let built = if can_build {
                 let mounted = |init| {
                     if !is_inside && !late.is_needed() {

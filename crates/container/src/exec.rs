@@ -33,7 +33,7 @@ use crate::home;
 use crate::keyring;
 use crate::program::{Launcher, invocation};
 use crate::stdio::Pty;
-use crate::sys;
+use crate::{limit, sys};
 
 /// The process to add to a container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -98,6 +98,7 @@ pub(crate) fn exec(
     }
     adapt::limit_capabilities(process);
     adapt::privileges_are_a_yes_or_nothing(process);
+    let limit = limit::set_apart(process);
     keyring::join(request.keyring.as_deref())?;
     let syscall = create_syscall();
     // Its own matter: this process, which is none of the container's, is not to be seen there.
@@ -157,7 +158,12 @@ pub(crate) fn exec(
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
         let has_home = home::add(&mut request.process, || passwd.open("/etc/passwd"));
         let program = launcher.resolve(&request.process)?;
-        Err(launcher.run(program, invocation(&request.process)?, has_home))
+        Err(launcher.run(
+            program,
+            invocation(&request.process)?,
+            has_home,
+            limit.as_ref(),
+        ))
     };
     let Err(reason) = run();
     launcher.fail(reason);

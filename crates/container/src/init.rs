@@ -10,7 +10,7 @@ use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
-use oci_spec::runtime::{Hook, Process, Spec};
+use oci_spec::runtime::{Hook, PosixRlimit, Process, Spec};
 
 use crate::confinement::Confinement;
 use crate::hooks::run_start_hooks;
@@ -26,6 +26,7 @@ pub(crate) struct Init {
     outside: Rc<RefCell<Option<PipeWriter>>>,
     confinement: Option<Rc<Confinement>>,
     has_home: bool,
+    limit: Option<PosixRlimit>,
 }
 
 /// What the `startContainer` hooks are and read.
@@ -36,12 +37,14 @@ struct StartHooks {
 }
 
 impl Init {
-    /// The init that `request` asks for; it runs `start_hooks` before its entrypoint, whose user `has_home` or not.
+    /// The init that `request` asks for; it runs `start_hooks` before its entrypoint, whose user `has_home` or
+    /// not, and which gets `limit` (see [`Launcher::run`]).
     pub(crate) fn new(
         launcher: Launcher,
         request: &Create,
         start_hooks: Vec<Hook>,
         has_home: bool,
+        limit: Option<PosixRlimit>,
     ) -> Self {
         Self {
             launcher,
@@ -54,6 +57,7 @@ impl Init {
             outside: Rc::default(),
             confinement: None,
             has_home,
+            limit,
         }
     }
 
@@ -120,6 +124,7 @@ impl Executor for Init {
             program,
             invocation,
             self.has_home,
+            self.limit.as_ref(),
         )))
     }
 }

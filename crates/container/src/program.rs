@@ -17,13 +17,13 @@ use std::rc::Rc;
 use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::execve;
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{PosixRlimit, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::entrypoint::{self, Entrypoint, EntrypointError};
 use crate::given::Given;
 use crate::guest::{Guest, Guests, Invocation};
-use crate::{given, home, message, sys};
+use crate::{given, home, limit, message, sys};
 
 /// What an init tells the daemon.
 #[derive(Debug, Serialize, Deserialize)]
@@ -146,13 +146,18 @@ impl Launcher {
     }
 
     /// Becomes `program`; returns only why that was not possible, which the daemon has been told. A guest whose user
-    /// `has_home` not is told of none: `/` is what Linux programs are used to.
+    /// `has_home` not is told of none: `/` is what Linux programs are used to. The program gets `limit`, if there is one that was [set
+    /// apart](limit::set_apart).
     pub(crate) fn run(
         &self,
         program: Program,
         mut invocation: Invocation,
         has_home: bool,
+        limit: Option<&PosixRlimit>,
     ) -> String {
+        if let Some(Err(reason)) = limit.map(limit::lower) {
+            return self.fail(reason);
+        }
         match program {
             Program::Guest(guest, shims) => {
                 if !has_home {
