@@ -15,6 +15,7 @@ each_containerd!(
     mounts,
     mounts_of_a_guest,
     cgroups_in_view,
+    cgroups_where_systemd_has_them,
     cgroups_in_view_of_another_pid_namespace,
     capabilities,
     no_new_privileges,
@@ -177,6 +178,43 @@ fn cgroups_in_view(engine: &Containerd) -> Result<()> {
             let shows_path = !own_namespace && !lighter_test::cgroup::unified();
             assert_eq!(text.contains(&path), shows_path, "{text}");
         }
+    }
+    Ok(())
+}
+
+/// What Kubernetes calls a container's cgroup where the kubelet and its runtime leave cgroups to systemd is a place below the
+/// pod's, also where there is no systemd that would make it.
+fn cgroups_where_systemd_has_them(engine: &Containerd) -> Result<()> {
+    let id = format!("{}-slice", engine.namespace());
+    let slice = id.replace('-', "_");
+    let options = RuncOptions {
+        systemd_cgroup: true,
+        ..RuncOptions::default()
+    };
+    let text = engine
+        .container(&rootfs()?)
+        .id(&id)
+        .options(options.any())
+        .spec(|spec| {
+            spec["linux"]["cgroupsPath"] = json!(format!("{slice}.slice:test:{id}"));
+            let namespaces = spec["linux"]["namespaces"].as_array_mut();
+            namespaces
+                .expect("namespaces")
+                .retain(|one| one["type"] != "cgroup");
+        })
+        .args(["/bin/sh", "-c", "cat /proc/self/cgroup"])
+        .run()?
+        .success()?;
+    let place = format!("/{slice}.slice/test-{id}.scope");
+    let devices = text.lines().find(|line| line.contains(":devices:"));
+    let devices = devices.unwrap_or(&text).to_owned();
+    assert!(devices.trim_end().ends_with(&place), "{text}");
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup")? {
+        let hierarchy = hierarchy?.path().display().to_string();
+        let left = PathBuf::from(format!("{hierarchy}{place}"));
+        ensure!(!left.exists(), "{} is left", left.display());
+        // The slice is nobody's: that of a real pod is the kubelet's.
+        let _ = left.parent().map(std::fs::remove_dir);
     }
     Ok(())
 }

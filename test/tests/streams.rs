@@ -2,10 +2,12 @@
 
 use anyhow::Result;
 use lighter_test::{Containerd, Input, Rootfs, WASMTIME, each_containerd};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 
 each_containerd!(
     hundred_megabytes,
     fed_piece_by_piece,
+    closed_before_the_start,
     stderr_apart,
     nothing_to_read,
     output_before_exit
@@ -72,6 +74,24 @@ fn fed_piece_by_piece(engine: &Containerd) -> Result<()> {
             "one\ntwo\nthree\n",
             "{program:?}"
         );
+    }
+    Ok(())
+}
+
+/// A client whose own input ends before the start, as /dev/null does, has never opened the pipe for it.
+fn closed_before_the_start(engine: &Containerd) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let stdin = folder.path().join("stdin");
+    mkfifo(&stdin, Mode::S_IRWXU)?;
+    for program in PROGRAMS {
+        let container = engine
+            .container(&Rootfs::guests()?)
+            .args(program)
+            .streams(&stdin.display().to_string(), "", "")
+            .create()?;
+        container.end_stdin()?;
+        container.start()?;
+        assert_eq!(container.wait()?.status, 0, "{program:?}");
     }
     Ok(())
 }

@@ -55,6 +55,9 @@ pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Apart, Stri
     if !request.systemd_cgroup && !cgroup::is_v1() {
         no_swap(spec);
     }
+    if request.systemd_cgroup && cgroup::is_v1() {
+        plain_path(spec)?;
+    }
     let start_hooks = hooks::take_over(spec)?;
     binds::prepare(spec, &bundle.path)?;
     cgroup_mounts::spell_out(spec, &request.target.id, request.systemd_cgroup)?;
@@ -200,6 +203,18 @@ fn no_swap(spec: &mut Spec) {
         .or_insert_with(|| "0".to_owned());
     resources.set_unified(Some(unified));
     linux.set_resources(Some(resources));
+}
+
+/// On cgroup v1 a container's cgroup is plain folders, where the systemd driver is asked for at the places where systemd would make
+/// them: it lets others make folders of v1 there.
+fn plain_path(spec: &mut Spec) -> Result<(), String> {
+    if let Some(linux) = spec.linux_mut()
+        && let Some(path) = linux.cgroups_path()
+    {
+        let path = cgroup::plain(path, true).map_err(|error| error.to_string())?;
+        linux.set_cgroups_path(Some(path));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ pub(crate) fn create(
             built.map_err(|error| explain(&error, captured.first()))
         });
     let finish = |pid| {
-        if request.systemd_cgroup {
+        if request.by_systemd() {
             restrict_devices(pid, &bundle)?;
         }
         loopback::bring_up(&bundle.spec, pid)?;
@@ -173,7 +173,7 @@ fn build_with_libcontainer(
         }
         let container = builder
             .as_init(&request.bundle)
-            .with_systemd(request.systemd_cgroup)
+            .with_systemd(request.by_systemd())
             .with_no_pivot(request.no_pivot_root)
             .as_sibling(true)
             .with_detach(true)
@@ -237,7 +237,7 @@ pub(crate) fn restore(
         .and_then(|()| adapt(&mut bundle, request))
         .and_then(|_| keyring::make(request.keyring.as_deref()))
         .and_then(|()| checkpoint::restore(request, from, &bundle, streams))
-        .and_then(|pid| match request.systemd_cgroup {
+        .and_then(|pid| match request.by_systemd() {
             true => restrict_devices(pid, &bundle).map(|()| pid),
             false => Ok(pid),
         });
@@ -258,9 +258,6 @@ pub(crate) fn restore(
 fn restrict_devices(pid: i32, bundle: &Bundle) -> Result<(), String> {
     let restrict = || -> cgroup::Result<()> {
         let cgroup = Cgroup::of(pid as u32)?;
-        if cgroup.unified().is_none() {
-            return Ok(());
-        }
         let linux = bundle.spec.linux().as_ref();
         let resources = linux.and_then(|linux| linux.resources().as_ref());
         let rules = resources.and_then(|resources| resources.devices().as_deref());

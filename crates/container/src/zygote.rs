@@ -96,7 +96,7 @@ pub struct Create {
     pub mounts: Vec<Mount>,
     /// Whether its process gets a terminal.
     pub terminal: bool,
-    /// Whether systemd makes its cgroup.
+    /// Whether its cgroup is named as the systemd driver names them, and made by systemd where that can be ([`Create::by_systemd`]).
     pub systemd_cgroup: bool,
     /// Whether to move the root mount (`MS_MOVE`) where pivot_root(2) does not work, as on a ramdisk.
     pub no_pivot_root: bool,
@@ -109,6 +109,13 @@ pub struct Create {
     /// The checkpoint that it is to be restored from, if it is. Then its processes stand still
     /// once it is created.
     pub restore: Option<Restore>,
+}
+
+impl Create {
+    /// Whether systemd makes the container's cgroup. On v1 it is folders like any other's, at the places where systemd would make them.
+    pub(crate) fn by_systemd(&self) -> bool {
+        self.systemd_cgroup && !cgroup::is_v1()
+    }
 }
 
 /// What there is to know of a created container.

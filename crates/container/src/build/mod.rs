@@ -44,7 +44,7 @@ use oci_spec::runtime::{Mount, Spec};
 use self::intermediate::{born_into, intermediate_process, prepare};
 use self::place::{Birth, Place};
 use crate::bundle::Bundle;
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::Cgroup;
 use crate::confinement::Confinement;
 use crate::init::Init;
 use crate::zygote::Create;
@@ -80,7 +80,7 @@ pub(crate) fn can_build(bundle: &Bundle, request: &Create) -> bool {
         && !shifts_time
         && linux.intel_rdt().is_none()
         && !spec.mounts().iter().flatten().any(maps_ids)
-        && (cgroup::is_v1() || !request.systemd_cgroup)
+        && !request.by_systemd()
 }
 
 /// Builds the container that `request` asks for up to where it is "created". Its process runs `init`, and has `streams`
@@ -119,9 +119,7 @@ pub(crate) fn build(
                 &request.bundle,
                 &folder,
             )?;
-            container
-                .set_systemd(request.systemd_cgroup)
-                .set_annotations(spec.annotations().clone());
+            container.set_annotations(spec.annotations().clone());
             container.save()?;
             let console = console
                 .map(|socket| tty::setup_console_socket(&folder, socket, "console-socket"))
@@ -141,7 +139,7 @@ pub(crate) fn build(
                 user_ns_config: UserNamespaceConfig::new(spec)?,
                 cgroup_config: CgroupConfig {
                     cgroup_path: config.cgroup_path.clone(),
-                    systemd_cgroup: request.systemd_cgroup,
+                    systemd_cgroup: false,
                     container_name: id.clone(),
                 },
                 detached: true,

@@ -34,7 +34,7 @@ pub(crate) use members::Entry;
 pub use moves::expect_move;
 pub use oom::OomWatch;
 pub use place::look_for_mounts;
-pub(crate) use place::{is_v1, v1_mount_points};
+pub(crate) use place::{is_v1, plain, v1_mount_points};
 pub use stats::Stats;
 
 /// What can go wrong with a cgroup.
@@ -251,7 +251,7 @@ impl Cgroup {
     /// `cgroups_path` is what libcontainer hands to libcgroups: `linux.cgroupsPath` of the
     /// container's spec, or libcontainer's own default in its absence. `systemd` tells whether the
     /// container was made with the systemd driver; then a relative path has the form
-    /// `slice:prefix:name`. As in libcgroups, the driver has no effect on v1.
+    /// `slice:prefix:name`. On v1 it is only about where the folders are: systemd does not make them.
     ///
     /// # Errors
     /// [`Error::BadPath`] when the path names the root of the hierarchies, leaves them (`..`), or

@@ -35,19 +35,10 @@ pub(super) fn of(pid: u32) -> Result<Tree> {
 }
 
 pub(super) fn at(cgroups_path: &Path, systemd: bool) -> Result<Tree> {
-    let bad = |reason| Error::BadPath {
-        path: cgroups_path.to_path_buf(),
-        reason,
-    };
-    let unified = unified()?;
-    let path = if unified && systemd && cgroups_path.is_relative() {
-        let text = cgroups_path.to_str().ok_or(bad("it is not UTF-8"))?;
-        scope(text).ok_or(bad("the systemd driver needs the form slice:prefix:name"))?
-    } else {
-        cgroups_path.to_path_buf()
-    };
-    let path = inside(&path).ok_or(bad("it must lie below the root, without \"..\""))?;
-    if unified {
+    let path = plain(cgroups_path, systemd)?;
+    let path = inside(&path)
+        .ok_or_else(|| bad_path(cgroups_path, "it must lie below the root, without \"..\""))?;
+    if unified()? {
         return Ok(Tree::V2(Path::new(ROOT).join(path)));
     }
     let own = Path::new("/proc/self/cgroup");
@@ -57,6 +48,32 @@ pub(super) fn at(cgroups_path: &Path, systemd: bool) -> Result<Tree> {
         return Err(Error::NoHierarchy);
     }
     Ok(Tree::V1(controllers))
+}
+
+/// `cgroups_path` without the form slice:prefix:name, which a relative one has where the `systemd` driver is asked for.
+///
+/// # Errors
+/// [`Error::BadPath`] when it has another form.
+pub(crate) fn plain(cgroups_path: &Path, systemd: bool) -> Result<PathBuf> {
+    if !systemd || cgroups_path.is_absolute() {
+        return Ok(cgroups_path.to_path_buf());
+    }
+    let text = cgroups_path
+        .to_str()
+        .ok_or_else(|| bad_path(cgroups_path, "it is not UTF-8"))?;
+    scope(text).ok_or_else(|| {
+        bad_path(
+            cgroups_path,
+            "the systemd driver needs the form slice:prefix:name",
+        )
+    })
+}
+
+fn bad_path(path: &Path, reason: &'static str) -> Error {
+    Error::BadPath {
+        path: path.to_path_buf(),
+        reason,
+    }
 }
 
 /// The folder of one controller.

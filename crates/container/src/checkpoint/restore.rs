@@ -24,7 +24,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::criu::Criu;
 use super::{MountLine, Notes, Restore, cgroups_of, owner, shared_namespaces};
 use crate::bundle::Bundle;
-use crate::cgroup::{self, Cgroup, is_v1};
+use crate::cgroup::{self, Cgroup};
 use crate::mounts::is_bind;
 use crate::sys;
 use crate::zygote::Create;
@@ -56,7 +56,7 @@ pub(crate) fn restore(
     let state = |status, pid| {
         let container = Container::new(&target.id, status, pid, &request.bundle, &folder);
         let mut container = container.map_err(|error| error.to_string())?;
-        container.set_systemd(request.systemd_cgroup);
+        container.set_systemd(request.by_systemd());
         container.save().map_err(|error| error.to_string())?;
         Ok::<_, String>(container)
     };
@@ -206,7 +206,7 @@ fn make_mount_points(bundle: &Bundle) -> Result<(), String> {
 fn join(spec: &Spec, path: &Path, request: &Create) -> Result<(), String> {
     let linux = spec.linux().as_ref();
     let resources = linux.and_then(|linux| linux.resources().as_ref());
-    if request.systemd_cgroup && !is_v1() {
+    if request.by_systemd() {
         return join_of_systemd(path, &request.target.id, resources)
             .map_err(|error| format!("making the container's cgroup: {error}"));
     }

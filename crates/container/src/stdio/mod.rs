@@ -291,8 +291,9 @@ impl Stdio {
         };
         let options = pipe::OpenOptions::new();
         let source = options.open_receiver(&path).map_err(open)?;
+        // A pipe that has had no writer since it was opened does not tell that it has ended (poll(2) on Linux).
+        let _kept = options.open_sender(&path).map_err(open)?;
         if !closed {
-            let _kept = options.open_sender(&path).map_err(open)?;
             *stdin = Stdin::Open { _kept };
         }
         lock(&self.stdin_copy).spawn(copy(source, sink, Arc::default()));
