@@ -9,17 +9,15 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use oci_spec::runtime::{
-    Capabilities, Hook, LinuxCapabilities, LinuxDeviceCgroup, Mount, Process, Spec,
-};
+use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilities, LinuxDeviceCgroup, Process, Spec};
 use pathrs::Root;
 use pathrs::flags::OpenFlags;
 
 use crate::bundle::Bundle;
 use crate::holder::Holder;
-use crate::mounts::has;
+use crate::mounts::{follows, has, is_bind};
 use crate::zygote::Create;
-use crate::{binds, cgroup, cgroup_mounts, environment, home, hooks, pod, users};
+use crate::{binds, cgroup, cgroup_mounts, cwd, environment, home, hooks, paths, pod, users};
 
 /// What libcontainer cannot take from the configuration.
 pub(crate) struct Apart {
@@ -46,9 +44,11 @@ pub(crate) fn adapt(bundle: &mut Bundle, request: &Create) -> Result<Apart, Stri
     if let Some(process) = spec.process_mut() {
         limit_capabilities(process);
         privileges_are_a_yes_or_nothing(process);
-        environment::settle(process);
+        environment::settle(process)?;
+        cwd::settle(process)?;
         has_home = home::add(process, || passwd(&bundle.rootfs));
     }
+    plain_mounts(spec);
     private_mounts(spec);
     root_propagation(spec);
     deny_devices(spec);
@@ -133,17 +133,32 @@ fn passwd(rootfs: &Path) -> io::Result<File> {
     file.map_err(io::Error::other)
 }
 
+/// Writes where mounts go as the container's root has it, and gives a source to those that need none: libcontainer asks for one.
+fn plain_mounts(spec: &mut Spec) {
+    let Some(mut mounts) = spec.mounts().clone() else {
+        return;
+    };
+    for mount in &mut mounts {
+        mount.set_destination(paths::clean(mount.destination()));
+        if mount.source().is_none() && !is_bind(mount) {
+            mount.set_source(mount.typ().clone().map(Into::into));
+        }
+    }
+    spec.set_mounts(Some(mounts));
+}
+
 /// Mounts with the options `private` or `rprivate` get nothing of later mounts on the host. They
 /// do so when the whole mount namespace is private from the start; that is possible where no
 /// other mount asks to follow the host.
 fn private_mounts(spec: &mut Spec) {
-    let asks = |mount: &Mount, kinds: &[&str]| kinds.iter().any(|kind| has(mount, kind));
     let mounts = spec.mounts().clone().unwrap_or_default();
     let private = mounts
         .iter()
-        .any(|mount| asks(mount, &["private", "rprivate"]));
-    let following = ["shared", "rshared", "slave", "rslave"];
-    let follows = mounts.iter().any(|mount| asks(mount, &following));
+        .any(|mount| ["private", "rprivate"].iter().any(|kind| has(mount, kind)));
+    // What is bound without a word on it follows the host, as the root does.
+    let follows = mounts
+        .iter()
+        .any(|mount| follows(mount).unwrap_or_else(|| is_bind(mount)));
     if let Some(linux) = spec.linux_mut()
         && private
         && !follows

@@ -1,25 +1,65 @@
-//! The process's working directory, which is made where it is missing, as runc does: as the container's root. Where it cannot be
-//! made (on a read-only file system, say), entering it fails and tells.
+//! The process's working directory. It is made where it is missing, as runc does: as the container's root. Where it cannot be
+//! made (on a read-only file system, say), entering it fails.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use nix::unistd::{setfsgid, setfsuid};
-use oci_spec::runtime::Mount;
+use nix::errno::Errno;
+use nix::unistd::{chdir, getcwd, setfsgid, setfsuid};
+use oci_spec::runtime::{Mount, Process};
 use pathrs::Root;
 
 use crate::bundle::Bundle;
+use crate::explain::explain;
 use crate::mounts::{has, is_bind};
+use crate::paths;
+
+/// Writes that of `process` as the container's root has it.
+///
+/// # Errors
+/// It is relative, to nothing.
+pub(crate) fn settle(process: &mut Process) -> Result<(), String> {
+    let cwd = process.cwd();
+    if cwd.is_relative() && !cwd.as_os_str().is_empty() {
+        return Err(format!(
+            "the working directory must be an absolute path, and is {cwd:?}"
+        ));
+    }
+    process.set_cwd(paths::clean(cwd));
+    Ok(())
+}
+
+/// Enters it, and makes sure that it is one of the container's. As the process's user: the host's root may not be let into
+/// what another machine shares.
+///
+/// # Errors
+/// chdir(2)'s, in words.
+pub(crate) fn enter(cwd: &Path) -> Result<(), String> {
+    let error = |error: Errno| {
+        let reason = error.desc();
+        format!("entering the working directory {}: {reason}", cwd.display())
+    };
+    chdir(cwd).map_err(error)?;
+    let reached = getcwd().map_err(error)?;
+    if reached.is_absolute() {
+        Ok(())
+    } else {
+        Err(error(Errno::ENOENT))
+    }
+}
 
 /// Makes it in the image, or in the volume that it is in. Returns whether it is in another mount, which only the container has:
 /// [`make_inside`] is for that.
-pub(crate) fn make(bundle: &Bundle) -> bool {
+///
+/// # Errors
+/// Why it cannot be made.
+pub(crate) fn make(bundle: &Bundle) -> Result<bool, String> {
     let Some(cwd) = bundle.process().map(|process| process.cwd()) else {
-        return false;
+        return Ok(false);
     };
     if cwd == Path::new("/") {
-        return false;
+        return Ok(false);
     }
     let mounts = bundle.spec.mounts().iter().flatten();
     let covering = mounts
@@ -29,19 +69,23 @@ pub(crate) fn make(bundle: &Bundle) -> bool {
         None => make_below(bundle, &bundle.rootfs, cwd),
         Some(mount) => match (volume(mount), cwd.strip_prefix(mount.destination())) {
             (Some(source), Ok(rest)) => make_below(bundle, source, rest),
-            _ => return true,
+            _ => return Ok(true),
         },
     }
-    false
+    .map(|()| false)
 }
 
 /// Makes it in the root file system with all that is mounted there: for a process that is [inside] of the container's mount
 /// namespace.
 ///
 /// [inside]: crate::mounts::inside
-pub(crate) fn make_inside(bundle: &Bundle) {
-    if let Some(process) = bundle.process() {
-        make_below(bundle, &bundle.rootfs, process.cwd());
+///
+/// # Errors
+/// As [`make`].
+pub(crate) fn make_inside(bundle: &Bundle) -> Result<(), String> {
+    match bundle.process() {
+        Some(process) => make_below(bundle, &bundle.rootfs, process.cwd()),
+        None => Ok(()),
     }
 }
 
@@ -52,7 +96,7 @@ fn volume(mount: &Mount) -> Option<&Path> {
 }
 
 /// Makes `cwd` below `above`, whatever symbolic links that holds.
-fn make_below(bundle: &Bundle, above: &Path, cwd: &Path) {
+fn make_below(bundle: &Bundle, above: &Path, cwd: &Path) -> Result<(), String> {
     let (user, group) = bundle.root();
     let made = Root::open(above).and_then(|root| {
         let (user, group) = (setfsuid(user), setfsgid(group));
@@ -61,7 +105,9 @@ fn make_below(bundle: &Bundle, above: &Path, cwd: &Path) {
         setfsuid(user);
         made
     });
-    if let Err(error) = made {
-        log::debug!("making the working directory {}: {error}", cwd.display());
-    }
+    let place = bundle.process().map_or(cwd, |process| process.cwd());
+    made.map(drop).map_err(|error| {
+        let reason = explain(&error, None);
+        format!("making the working directory {}: {reason}", place.display())
+    })
 }

@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::{set_dumpable, set_keepcaps};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Uid, chdir, getcwd, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::{LinuxPersonalityDomain, Process, Spec};
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,7 @@ use crate::home;
 use crate::keyring;
 use crate::program::{Launcher, invocation};
 use crate::stdio::Pty;
-use crate::{limit, sys};
+use crate::{cwd, limit, sys};
 
 /// The process to add to a container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -98,6 +98,8 @@ pub(crate) fn exec(
     }
     adapt::limit_capabilities(process);
     adapt::privileges_are_a_yes_or_nothing(process);
+    environment::settle(process)?;
+    cwd::settle(process)?;
     let limit = limit::set_apart(process);
     keyring::join(request.keyring.as_deref())?;
     let syscall = create_syscall();
@@ -150,7 +152,6 @@ pub(crate) fn exec(
         }
         .map_err(|error| format!("taking its stdio: {error}"))?;
         become_user(&spec, &request.process, syscall.as_ref())?;
-        environment::settle(&mut request.process);
         // It may be a pipe that nobody writes into.
         let mut passwd = fs::File::options();
         passwd
@@ -257,7 +258,7 @@ fn become_user(spec: &Spec, process: &Process, syscall: &dyn Syscall) -> Result<
         umask(Mode::from_bits_truncate(mask));
     }
     // As root first: the user may not be allowed to get there.
-    let entered = enter(process.cwd());
+    let entered = cwd::enter(process.cwd());
     set_groups(process)?;
     let (uid, gid) = (process.user().uid(), process.user().gid());
     become_id(uid, gid, syscall)?;
@@ -266,21 +267,9 @@ fn become_user(spec: &Spec, process: &Process, syscall: &dyn Syscall) -> Result<
         .map_err(|error| format!("marking descriptors to be closed: {error}"))?;
 
     if entered.is_err() {
-        enter(process.cwd())?;
+        cwd::enter(process.cwd())?;
     }
     Confinement::of(process, spec).put_on(syscall)
-}
-
-/// Enters the working directory, and makes sure that it is one of the container's.
-fn enter(cwd: &Path) -> Result<(), String> {
-    let error = |error: Errno| format!("entering the working directory {}: {error}", cwd.display());
-    chdir(cwd).map_err(error)?;
-    let reached = getcwd().map_err(error)?;
-    if reached.is_absolute() {
-        Ok(())
-    } else {
-        Err(error(Errno::ENOENT))
-    }
 }
 
 /// Becomes a user and group for good, with the permitted capabilities kept and effective.

@@ -13,6 +13,7 @@ use libcontainer::workload::{
 use oci_spec::runtime::{Hook, PosixRlimit, Process, Spec};
 
 use crate::confinement::Confinement;
+use crate::cwd;
 use crate::hooks::run_start_hooks;
 use crate::program::{Launcher, Program, invocation};
 use crate::zygote::Create;
@@ -25,6 +26,7 @@ pub(crate) struct Init {
     program: Rc<RefCell<Option<Program>>>,
     outside: Rc<RefCell<Option<PipeWriter>>>,
     confinement: Option<Rc<Confinement>>,
+    cwd: Option<PathBuf>,
     has_home: bool,
     limit: Option<PosixRlimit>,
 }
@@ -56,17 +58,21 @@ impl Init {
             program: Rc::default(),
             outside: Rc::default(),
             confinement: None,
+            cwd: None,
             has_home,
             limit,
         }
     }
 
-    /// The same init, which puts on `confinement` itself.
-    pub(crate) fn confined_by(self, confinement: Option<Confinement>) -> Self {
-        Self {
-            confinement: confinement.map(Rc::new),
-            ..self
+    /// The same init, which enters the working directory and puts on the confinement of `spec` itself; libcontainer's,
+    /// for which `spec` then is, does neither.
+    pub(crate) fn take_over(mut self, spec: &mut Spec) -> Self {
+        self.confinement = Confinement::take_over(spec).map(Rc::new);
+        if let Some(process) = spec.process_mut() {
+            self.cwd = Some(process.cwd().clone());
+            process.set_cwd("/".into());
         }
+        self
     }
 
     /// Has `pipe` closed by the init once it is inside its own root file system, and by any other process that calls
@@ -89,10 +95,11 @@ fn process(spec: &Spec) -> Result<&Process, String> {
 impl Executor for Init {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         self.leave();
-        let confined = match &self.confinement {
+        let entered = self.cwd.as_deref().map_or(Ok(()), cwd::enter);
+        let confined = entered.and_then(|()| match &self.confinement {
             Some(confinement) => confinement.put_on(create_syscall().as_ref()),
             None => Ok(()),
-        };
+        });
         let resolved = confined
             .and_then(|()| process(spec))
             .and_then(|process| self.launcher.resolve(process));
@@ -110,9 +117,12 @@ impl Executor for Init {
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let invocation = process(spec)
+        let mut invocation = process(spec)
             .and_then(invocation)
             .map_err(ExecutorError::Other)?;
+        if let Some(cwd) = &self.cwd {
+            invocation.cwd = cwd.display().to_string();
+        }
         let program = self.program.take();
         let program = program.ok_or_else(|| ExecutorError::Other("nothing to run".to_owned()))?;
         let StartHooks { hooks, id, bundle } = &*self.start;

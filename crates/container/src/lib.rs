@@ -42,6 +42,7 @@ mod mounts;
 mod newer_calls;
 mod notify;
 mod orphan;
+mod paths;
 mod pod;
 mod program;
 mod reaper;

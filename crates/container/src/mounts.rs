@@ -266,6 +266,12 @@ pub(crate) fn is_bind(mount: &Mount) -> bool {
     has(mount, "bind") || has(mount, "rbind") || mount.typ().as_deref() == Some("bind")
 }
 
+/// Whether a mount asks to get what is mounted below its source later, or not to; `None` where it says nothing.
+pub(crate) fn follows(mount: &Mount) -> Option<bool> {
+    let flags = propagation(mount)?;
+    Some(flags.intersects(MsFlags::MS_SHARED | MsFlags::MS_SLAVE))
+}
+
 /// The propagation that a mount asks for, by the last of such options (mount(8)).
 fn propagation(mount: &Mount) -> Option<MsFlags> {
     let of = |option: &String| {

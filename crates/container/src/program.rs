@@ -246,11 +246,14 @@ impl Launcher {
 /// How `process` calls its program.
 ///
 /// # Errors
-/// When it has no arguments.
+/// When it has no arguments, or one that no program can be given.
 pub(crate) fn invocation(process: &Process) -> Result<Invocation, String> {
     let args = process.args().clone().unwrap_or_default();
     if args.is_empty() {
         return Err("the process has no args".to_owned());
+    }
+    if let Some(wrong) = args.iter().find(|arg| arg.contains('\0')) {
+        return Err(format!("the argument {wrong:?} has a NUL in it"));
     }
     Ok(Invocation {
         args,

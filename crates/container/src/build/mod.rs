@@ -45,7 +45,7 @@ use self::intermediate::{born_into, intermediate_process, prepare};
 use self::place::{Birth, Place};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
-use crate::confinement::Confinement;
+use crate::explain::explain;
 use crate::init::Init;
 use crate::zygote::Create;
 use crate::{message, sys};
@@ -125,7 +125,7 @@ pub(crate) fn build(
                 .map(|socket| tty::setup_console_socket(&folder, socket, "console-socket"))
                 .transpose()?;
             let mut for_init = spec.clone();
-            let init = init.confined_by(Confinement::take_over(&mut for_init));
+            let init = init.take_over(&mut for_init);
             let stream = |number: usize| streams.get(number).map(OwnedFd::as_raw_fd);
             let args = ContainerArgs {
                 container_type: ContainerType::InitContainer,
@@ -302,7 +302,7 @@ fn init_process(
 ) -> i32 {
     let _ = prctl::set_name(c"lighter-init");
     let lived = entered.and_then(|()| {
-        container_init_process(args, to_main, from_main).map_err(|error| error.to_string())
+        container_init_process(args, to_main, from_main).map_err(|error| explain(&error, None))
     });
     let reason = lived
         .err()

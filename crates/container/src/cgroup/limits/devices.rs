@@ -33,23 +33,32 @@ impl Cgroup {
     /// # Errors
     /// [`Error::NoController`] on v1 without the devices controller; [`Error::Set`] when the kernel refuses a rule.
     pub(crate) fn restrict_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<()> {
+        let rules: Vec<_> = rules.iter().map(with_wildcards).collect();
         match &self.tree {
             Tree::V1(_) => match self.v1_folder("devices") {
-                Some(folder) => write(folder, rules),
+                Some(folder) => write(folder, &rules),
                 None => Err(Error::NoController {
                     controller: "devices",
                 }),
             },
             Tree::V2(folder) => {
-                Devices::apply_devices(folder, &Some(rules.to_vec())).map_err(|error| {
-                    Error::BadLimit {
-                        field: "devices",
-                        reason: error.to_string(),
-                    }
+                Devices::apply_devices(folder, &Some(rules)).map_err(|error| Error::BadLimit {
+                    field: "devices",
+                    reason: error.to_string(),
                 })
             }
         }
     }
+}
+
+/// `rule` with no number where it has a negative one, by which engines mean all: runc takes the two for the same.
+fn with_wildcards(rule: &LinuxDeviceCgroup) -> LinuxDeviceCgroup {
+    let number = |number: Option<i64>| number.filter(|number| *number >= 0);
+    let mut plain = rule.clone();
+    plain
+        .set_major(number(rule.major()))
+        .set_minor(number(rule.minor()));
+    plain
 }
 
 fn write(folder: &Path, rules: &[LinuxDeviceCgroup]) -> Result<()> {
@@ -92,13 +101,15 @@ mod tests {
         let rules: Vec<LinuxDeviceCgroup> = serde_json::from_value(json!([
             {"allow": false, "access": "rwm"},
             {"allow": true, "type": "b", "major": 8, "minor": 1, "access": "r"},
+            {"allow": true, "type": "c", "major": 42, "minor": -1, "access": "rw"},
         ]))
         .unwrap();
+        let rules: Vec<_> = rules.iter().map(with_wildcards).collect();
         write(folder.path(), &rules).unwrap();
         let text = |name| fs::read_to_string(file(name)).unwrap();
         assert_eq!(text("devices.deny"), "a *:* rwm");
         assert!(
-            text("devices.allow").starts_with("b 8:1 rc *:* m"),
+            text("devices.allow").starts_with("b 8:1 rc 42:* rwc *:* m"),
             "{}",
             text("devices.allow")
         );
