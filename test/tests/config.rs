@@ -63,7 +63,7 @@ fn names_that_are_wrong(engine: &Containerd) -> Result<()> {
 
     let options = RuntimeOptions::body("annotations = ['limit']");
     let said = writer(engine)?.options(options).refused()?;
-    ensure_says(&said, &["annotations", "\"limit\""]);
+    ensure_says(&said, &["annotations", "\"limit\"", "\"limits\""]);
 
     let options = RuntimeOptions::body("[files\n");
     let said = writer(engine)?.options(options).refused()?;
@@ -91,6 +91,18 @@ fn values_that_are_wrong(engine: &Containerd) -> Result<()> {
         (
             "engine.proposals.simd = 1",
             ["engine.proposals.simd", "1", "boolean"],
+        ),
+        (
+            "engine.stack_size = '2GiB'",
+            ["engine.stack_size cannot be", "2GiB", "1GiB"],
+        ),
+        (
+            "root = 'state'",
+            ["root cannot be", "state", "absolute path"],
+        ),
+        (
+            "cache_dir = 'cache'",
+            ["cache_dir cannot be", "cache", "absolute path"],
         ),
         (
             "http.max_requests = 300",
@@ -140,6 +152,11 @@ fn annotations(engine: &Containerd) -> Result<()> {
         .annotation(key, "perhaps")
         .refused()?;
     ensure_says(&said, &[key, "perhaps", "boolean"]);
+    let said = writer(engine)?
+        .options(options("annotations = ['pool']"))
+        .annotation("lighter/pool.instances", "4000")
+        .refused()?;
+    ensure_says(&said, &["lighter/pool.instances", "1 to 2048"]);
     let said = writer(engine)?
         .options(allowing)
         .annotation("lighter/cache_dir", "/tmp")
@@ -222,9 +239,14 @@ fn layers(version: Version) -> Result<()> {
     let no_preopens = "files.preopens = []";
     assert_eq!(run(in_name, no_preopens, None)?, 1, "the options' preopens");
 
+    let path = host.path().display().to_string();
+    let said = writer(&engine)?
+        .annotation("lighter/limits.memory", "1MiB")
+        .refused()?;
+    ensure_says(&said, &["add \"limits.memory\"", &format!("in {path}, or")]);
+
     fs::write(host.path(), "[files]\nreadonly = true\n")?;
     let said = writer(&engine)?.refused()?;
-    let path = host.path().display().to_string();
     ensure_says(&said, &[&path, "\"files.readonly\"", "\"files.read_only\""]);
     fs::remove_file(host.path())?;
     let said = writer(&engine)?.refused()?;

@@ -234,6 +234,23 @@ fn from_the_image_to_the_sample(cri: &Cri) -> Result<()> {
     Ok(())
 }
 
+/// The DaemonSets' pods are on every node that the runtime class selects, whatever its taints are.
+#[test]
+fn every_node_of_the_class() -> Result<()> {
+    let read = |file: &str| -> Result<serde_json::Value> {
+        let text = fs::read_to_string(deploy().join("kubernetes").join(file))?;
+        Ok(serde_yaml_ng::from_str(&text)?)
+    };
+    let class = read("runtimeclass.yaml")?;
+    for file in ["install.yaml", "remove.yaml"] {
+        let pod = &read(file)?["spec"]["template"]["spec"];
+        assert_eq!(pod["nodeSelector"], class["scheduling"]["nodeSelector"]);
+        let all = serde_json::json!([{ "operator": "Exists" }]);
+        assert_eq!(pod["tolerations"], all, "{file}");
+    }
+    Ok(())
+}
+
 /// Runs sample-pod.yaml with images made as docs/kubernetes.md says.
 fn sample(cri: &Cri, node: &Node) -> Result<()> {
     let image = |name: &str, entrypoint: &[&str], rootfs: Rootfs| -> Result<()> {

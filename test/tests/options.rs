@@ -252,5 +252,16 @@ fn root(engine: &Containerd) -> Result<()> {
         container.finish()?;
         assert!(!kept.exists(), "{runtime}: {} stays", kept.display());
     }
+    let relative = RuncOptions {
+        root: "state".to_owned(),
+        ..Default::default()
+    };
+    let said = engine
+        .container(&Rootfs::guests()?)
+        .args(["/bin/true"])
+        .options(relative.any())
+        .refused()?;
+    assert!(said.contains("root cannot be"), "{said}");
+    assert!(said.contains("it must be an absolute path"), "{said}");
     Ok(())
 }

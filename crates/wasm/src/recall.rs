@@ -1,6 +1,6 @@
 //! Digests of files that are not small, remembered from one container to the next.
 //!
-//! Hashing takes half a millisecond a megabyte; a Python component has a hundred, and a start takes
+//! Hashing takes 0.8 milliseconds a megabyte; a Python component has a hundred, and a start takes
 //! a dozen milliseconds in all. So the digest of a file that is not small is kept together with the file's identity: device, inode, size, and the times of
 //! its last modification and last change, to the nanosecond. The kernel alone sets the change
 //! time, at every write, so a file of the same identity has the same content, with these

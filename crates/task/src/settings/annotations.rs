@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use toml::{Table, Value};
 
 use super::error::OptionsError;
+use super::host_file;
 use super::layer::{alone, check_value, unknown};
 use super::names::{self, Kind};
 
@@ -37,7 +38,11 @@ fn annotation(name: &str, text: &str, allowed: &[String]) -> Result<Table, Optio
     let from = format!("the annotation {ANNOTATION_PREFIX}{name}");
     match names::find(name) {
         Some(Kind::Setting) => {}
-        Some(Kind::Table) | None => return Err(unknown(from, name)),
+        Some(Kind::Table) => {
+            let name = name.to_owned();
+            return Err(OptionsError::Table { from, name });
+        }
+        None => return Err(unknown(from, name)),
     }
     if names::find_of_guest(name).is_none() {
         let name = name.to_owned();
@@ -50,22 +55,25 @@ fn annotation(name: &str, text: &str, allowed: &[String]) -> Result<Table, Optio
             .is_some_and(|rest| rest.is_empty() || (is_table && rest.starts_with('.')))
     };
     if !allowed.iter().any(is_of) {
-        return Err(OptionsError::NotAllowed(name.to_owned()));
+        let (name, file) = (name.to_owned(), host_file::path());
+        return Err(OptionsError::NotAllowed { name, file });
     }
     // A value as in a file; the quotes of a text may be left out.
-    let plain = Value::String(text.to_owned());
-    let values = [text.parse().ok(), Some(plain)];
-    let mut reason = String::new();
-    for value in values.into_iter().flatten() {
+    let written: Option<Value> = text.parse().ok();
+    let has_quotes = written.as_ref().is_some_and(Value::is_str);
+    let plain = (!has_quotes).then(|| Value::String(text.to_owned()));
+    let mut reason = None;
+    for value in written.into_iter().chain(plain) {
         match check_value(name, &value) {
             Ok(()) => return Ok(alone(name, value)),
-            Err(wrong) => reason = wrong,
+            // What a file's value would be refused for comes first.
+            Err(wrong) => drop(reason.get_or_insert(wrong)),
         }
     }
     Err(OptionsError::Value {
         from,
         name: name.to_owned(),
         value: format!("{text:?}"),
-        reason,
+        reason: reason.unwrap_or_default(),
     })
 }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use containerd_shim::protos::protobuf;
 
 use super::annotations::ANNOTATION_PREFIX;
-use super::host_file::CONFIG_FILE;
 
 /// Why settings were refused.
 #[derive(Debug, thiserror::Error)]
@@ -33,14 +32,12 @@ pub enum OptionsError {
         source: io::Error,
     },
     /// The text is no TOML.
-    #[error("{from}, line {line} ({text:?}): {reason}")]
+    #[error("{from}, line {line}: {reason}")]
     Toml {
         /// Where the text is from.
         from: String,
         /// The line, from 1 on.
         line: usize,
-        /// What stands there.
-        text: String,
         /// What is wrong there.
         reason: String,
     },
@@ -74,6 +71,16 @@ pub enum OptionsError {
         /// Its name.
         name: String,
     },
+    /// An annotation has the name of a table.
+    #[error(
+        "{from}: {name:?} is a table; an annotation sets one of its settings, {ANNOTATION_PREFIX}{name}.NAME"
+    )]
+    Table {
+        /// Where it is set.
+        from: String,
+        /// Its name.
+        name: String,
+    },
     /// What can be set is not for annotations.
     #[error(
         "{from}: {name:?} is not for annotations; they can be allowed settings of guests, such as \"limits.memory\", and tables of them, such as \"limits\""
@@ -86,9 +93,14 @@ pub enum OptionsError {
     },
     /// An annotation sets what no file allows it to.
     #[error(
-        "the annotation {ANNOTATION_PREFIX}{0} is not allowed here; to allow it, add {0:?} to the list \"annotations\" in {CONFIG_FILE}, or in the runtime options"
+        "the annotation {ANNOTATION_PREFIX}{name} is not allowed here; to allow it, add {name:?} to the list \"annotations\" in {file}, or in the runtime options"
     )]
-    NotAllowed(String),
+    NotAllowed {
+        /// The setting's name.
+        name: String,
+        /// The host's file.
+        file: PathBuf,
+    },
     /// Settings that are right alone contradict each other.
     #[error("the settings contradict each other: {0}")]
     Together(String),

@@ -29,11 +29,8 @@ impl Layer {
                 .count();
             OptionsError::Toml {
                 from: from.clone(),
+                // Not what stands there, which may be a secret.
                 line: line + 1,
-                text: match text.lines().nth(line).unwrap_or_default() {
-                    line if names::may_tell_secret(line) => "...".to_owned(),
-                    line => line.to_owned(),
-                },
                 reason: one_line(error.message()),
             }
         })?;
@@ -71,7 +68,7 @@ impl Layer {
                 (None, _) => return Err(unknown(self.from.clone(), &name)),
                 (Some(Kind::Table), Value::Table(table)) => self.check_table(&name, table)?,
                 (Some(_), value) => check_value(&name, value).map_err(|reason| {
-                    let value = match names::is_secret(&name) {
+                    let value = match names::has_secret(&name) {
                         true => "what it is".to_owned(),
                         false => value.to_string(),
                     };
@@ -104,9 +101,10 @@ pub fn unknown(from: String, name: &str) -> OptionsError {
 /// What it should be.
 pub fn check_value(name: &str, value: &Value) -> Result<(), String> {
     match Options::deserialize(alone(name, value.clone())) {
-        Ok(_) => Ok(()),
+        Ok(options) => options.check_each(),
         // The message would tell the value.
         Err(_) if names::is_secret(name) => Err("it is a text".into()),
+        Err(_) if names::has_secret(name) => Err("it is a table".into()),
         Err(error) => Err(one_line(error.message())),
     }
 }

@@ -66,7 +66,10 @@ impl Options {
                 Self::deserialize_table(&all)?
             }
         };
-        options.guest.check().map_err(OptionsError::Together)?;
+        options
+            .guest
+            .check_together()
+            .map_err(OptionsError::Together)?;
         Ok(options)
     }
 
@@ -156,10 +159,80 @@ mod tests {
             assert!(error.contains(part) && error.contains("file0"), "{error}");
         }
         let error = wrong("root = '/'\ncache_dir = ");
-        assert!(
-            error.contains("file0, line 2 (\"cache_dir = \")"),
-            "{error}"
-        );
+        assert!(error.contains("file0, line 2: "), "{error}");
+    }
+
+    #[test]
+    fn a_value_out_of_bounds_is_told_with_its_place_and_name() {
+        for (name, value, reason) in [
+            ("engine.stack_size", "2GiB", "1GiB at most"),
+            ("http.max_headers", "1KiB", "8KiB at least"),
+            ("keyvalue.redis.host", "", "a name or an address"),
+            ("keyvalue.redis.password_file", "x", "an absolute path"),
+            ("preinit.function", "", "it must be a name"),
+            ("preinit.function", "''", "it must be a name"),
+            ("preinit.files", "['nope']", "\"nope\" is no absolute path"),
+        ] {
+            let text = match value.starts_with(['[', '\'']) {
+                true => value.to_owned(),
+                false => format!("'{value}'"),
+            };
+            let error = wrong(&format!("{name} = {text}"));
+            let of_file = format!("file0: {name} cannot be ");
+            assert!(error.starts_with(&of_file), "{error}");
+            assert!(error.contains(reason), "{error}");
+
+            let table = name.split('.').next().unwrap();
+            let file = format!("annotations = ['{table}']");
+            let error = layers(&[&file], &[(name, value)]).unwrap_err();
+            let of_annotation = format!("the annotation lighter/{name}: {name} cannot be ");
+            assert!(error.starts_with(&of_annotation), "{error}");
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn paths_of_the_host_are_absolute() {
+        for name in ["cache_dir", "root", "criu_work_path", "criu_image_path"] {
+            for path in ["rel", "./rel", "../rel"] {
+                let error = wrong(&format!("{name} = '{path}'"));
+                let told = format!("file0: {name} cannot be \"{path}\": ");
+                assert!(error.starts_with(&told), "{error}");
+                assert!(error.contains("absolute"), "{error}");
+            }
+            layers(&[&format!("{name} = '/abs'")], &[]).unwrap();
+        }
+        assert!(wrong("cache_dir = ''").contains("absolute"));
+        // As runc's clients leave these out.
+        layers(&["root = ''\ncriu_work_path = ''"], &[]).unwrap();
+    }
+
+    #[test]
+    fn an_annotation_that_is_wrong_is_so_as_in_a_file() {
+        for (name, value, reason) in [
+            ("http.port", "0", "0 is not a number from 1 to 65535"),
+            (
+                "pool.instances",
+                "4000",
+                "4000 is not a number from 1 to 2048",
+            ),
+            ("network.allow", "['10.0.0.300']", "10.0.0.300"),
+        ] {
+            let of_file = wrong(&format!("{name} = {value}"));
+            let file = "annotations = ['http', 'pool', 'network']";
+            let of_annotation = layers(&[file], &[(name, value)]).unwrap_err();
+            assert!(of_file.contains(reason), "{of_file}");
+            assert!(of_annotation.contains(reason), "{of_annotation}");
+        }
+    }
+
+    #[test]
+    fn an_annotation_sets_no_table() {
+        for table in ["config", "limits", "keyvalue.redis"] {
+            let error = layers(&[], &[(table, "x")]).unwrap_err();
+            assert!(error.contains(&format!("{table:?} is a table")), "{error}");
+            assert!(error.contains(&format!("lighter/{table}.NAME")), "{error}");
+        }
     }
 
     #[test]
@@ -230,7 +303,8 @@ mod tests {
         let error = wrong("annotations = ['root']");
         assert!(error.contains("not for annotations"), "{error}");
         let error = wrong("annotations = ['limit']");
-        assert!(error.contains("no setting \"limit\""), "{error}");
+        let told = "no setting \"limit\"; the closest is \"limits\"";
+        assert!(error.contains(told), "{error}");
     }
 
     #[test]
@@ -264,6 +338,19 @@ mod tests {
             "keyvalue.redis.password = '12345",
             "[keyvalue]\nredis = { password = 12345 }",
             "[keyvalue.redis]\npassword = ['12345']",
+            "[[keyvalue.redis]]\nhost = 'a'\npassword = '12345'",
+            "[[keyvalue]]\nredis = { password = '12345' }",
+            "keyvalue.redis = 'redis://u:12345@h'",
+            "keyvalue = 'redis://u:12345@h'",
+            "redis = 'redis://u:12345@h'",
+            "[keyvalue.redis]\npasword = '12345'",
+            "[keyvalue.redis]\npasword = x12345",
+            "[keyvalue.redis]\n\"pass\\u0077ord\" = x12345",
+            "[keyvalue.redis]\npassword = '12345'\npassword = '12345'",
+            "[keyvalue.redis]\npassword = \"\\12345\"",
+            "[keyvalue.redis]\npassword = 12345x",
+            "[keyvalue.redis]\npassword = [12345",
+            "[keyvalue.redis]\npassword 12345",
         ] {
             let refused = wrong(file);
             assert!(!refused.contains("12345"), "{refused}");

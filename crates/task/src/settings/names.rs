@@ -1,5 +1,6 @@
 //! The names of all settings, which are those of the types, and what is meant by a wrong one.
 
+use std::iter::successors;
 use std::sync::LazyLock;
 
 use serde_json::Value;
@@ -43,10 +44,15 @@ pub fn is_secret(name: &str) -> bool {
     SECRETS.iter().any(|(secret, _)| *secret == name)
 }
 
-/// Whether a line of a file may have such a value in it.
-pub fn may_tell_secret(line: &str) -> bool {
-    let mut keys = SECRETS.iter().filter_map(|(secret, _)| path(secret).pop());
-    keys.any(|key| line.contains(key))
+/// Whether that is so of a setting in the table `name`, or of the setting itself.
+pub fn has_secret(name: &str) -> bool {
+    let mut secrets = SECRETS.iter().map(|(secret, _)| *secret);
+    secrets.any(|secret| tables_of(secret).any(|table| table == name))
+}
+
+/// `name`, and the names of the tables that it is in, the innermost first.
+fn tables_of(name: &str) -> impl Iterator<Item = &str> {
+    successors(Some(name), |name| Some(name.rsplit_once('.')?.0))
 }
 
 /// The secrets that are told to another when the setting `name` changes.
@@ -114,7 +120,7 @@ pub fn within(table: &str, key: &str) -> String {
 }
 
 /// The name of a setting as it is written here: the runc shim's names are its in words that begin
-/// with capitals (`SystemdCgroup` is `systemd_cgroup`).
+/// with capitals (`SystemdCgroup` is `systemd_cgroup`). Guests' settings have none.
 pub fn canonical(key: &str) -> String {
     if !key.starts_with(|first: char| first.is_ascii_uppercase()) {
         return key.to_owned();
@@ -126,23 +132,25 @@ pub fn canonical(key: &str) -> String {
         }
         name.push(letter.to_ascii_lowercase());
     }
-    match find(&name) {
-        Some(_) => name,
-        None => key.to_owned(),
+    match (find(&name), look(&OF_GUESTS, &name)) {
+        (Some(_), None) => name,
+        _ => key.to_owned(),
     }
 }
 
-/// The valid name that is closest to a wrong one: as it stands, or in another table.
+/// The valid name, of a setting or a table, that is closest to a wrong one: as it stands, or in
+/// another table.
 pub fn closest(wrong: &str) -> String {
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     // Of two that are as close, the one whose whole name is closer.
-    let distance = |name: &String| {
+    let distance = |name: &&str| {
         let whole = strsim::osa_distance(wrong, name);
         let within = strsim::osa_distance(&last(wrong), &last(name)) + 1;
         (whole.min(within), whole)
     };
-    let names = all().into_iter().map(|(name, _)| name);
-    names.min_by_key(distance).unwrap_or_default()
+    let settings = all();
+    let names = settings.iter().flat_map(|(name, _)| tables_of(name));
+    names.min_by_key(distance).unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
@@ -176,6 +184,12 @@ mod tests {
             ("port", "http.port"),
             ("network.enable", "network.enabled"),
             ("engine.proposals.simt", "engine.proposals.simd"),
+            ("limit", "limits"),
+            ("limts", "limits"),
+            ("pools", "pool"),
+            ("htttp", "http"),
+            ("redis", "keyvalue.redis"),
+            ("keyvalue.reddis", "keyvalue.redis"),
         ] {
             assert_eq!(closest(wrong), meant);
         }
@@ -187,6 +201,7 @@ mod tests {
         assert_eq!(canonical("IoUid"), "io_uid");
         assert_eq!(canonical("Nonsense"), "Nonsense");
         assert_eq!(canonical("root"), "root");
+        assert_eq!(canonical("Limits"), "Limits", "it is none of runc's");
     }
 
     /// The tables of docs/configuration.md list every setting with its default, and no other.

@@ -3,7 +3,7 @@
 //! The names in the files are those of the fields here; what is set comes in layers, see
 //! [`crate::settings`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +53,21 @@ pub struct Options {
 }
 
 impl Options {
+    /// Whether each of these can be what it is, whatever the others are.
+    ///
+    /// # Errors
+    /// What the first that cannot be so should be.
+    pub fn check_each(&self) -> Result<(), String> {
+        let texts = [&self.root, &self.criu_work_path, &self.criu_image_path];
+        let paths = texts.into_iter().filter(|text| !text.is_empty());
+        let mut paths = paths.map(Path::new).chain(self.cache_dir.as_deref());
+        // What they are relative to is each process's own.
+        match paths.any(|path| !path.is_absolute()) {
+            true => Err("it must be an absolute path".into()),
+            false => self.guest.check_each(),
+        }
+    }
+
     /// The names of options that are set and have no meaning here, for the log.
     pub fn ignored(&self) -> Vec<&'static str> {
         let set = [("BinaryName", !self.binary_name.is_empty())];

@@ -60,13 +60,18 @@ impl Settings {
         let env = Environment(&invocation.env);
         let http = &set.http;
         let address = match env.text(ADDRESS) {
-            Some(value) => value.parse().map_err(|_| {
-                wrong(
-                    ADDRESS,
-                    value,
-                    "an IP address and a port, such as 0.0.0.0:8080 or [::]:8080",
-                )
-            })?,
+            Some(value) => {
+                let address = value.parse().ok();
+                // Nobody would be told which port the kernel chooses for 0.
+                let address = address.filter(|address: &SocketAddr| address.port() != 0);
+                address.ok_or_else(|| {
+                    wrong(
+                        ADDRESS,
+                        value,
+                        "an IP address and a port from 1 on, such as 0.0.0.0:8080 or [::]:8080",
+                    )
+                })?
+            }
             None => {
                 let port = env.number(PORT, http.port.0.into(), u16::MAX.into())?;
                 SocketAddr::new(http.address, port as u16)
@@ -136,8 +141,8 @@ impl Settings {
     }
 }
 
-/// A setting that bounds a variable: its name and its value if it has one, and without one the
-/// variable's default and the most that it may be.
+/// A setting that bounds a variable: its name and its value if it has one, which is the variable's
+/// default and the most that it may be; and what these are without one.
 struct Bound(&'static str, Option<u64>, u64, u64);
 
 /// A container's environment, `NAME=VALUE` each.
@@ -158,14 +163,11 @@ impl Environment<'_> {
     /// The value of `name` as a number within `bound`.
     fn bounded(&self, name: &str, bound: Bound) -> Result<u64, String> {
         let Bound(setting, set, default, most) = bound;
-        let number = self.number(name, set.unwrap_or(default), most)?;
-        match set.filter(|set| number > *set) {
-            None => Ok(number),
-            Some(set) => Err(format!(
-                "the environment variable {name} is {number}; {setting} is set to {set}, which is \
-                 the most"
-            )),
-        }
+        let number = self.number(name, set.unwrap_or(default), set.unwrap_or(most));
+        number.map_err(|wrong| match set {
+            Some(_) => format!("{wrong}, the most that {setting} allows"),
+            None => wrong,
+        })
     }
 
     /// The value of `name` as a number from 1 to `most`; `default` where there is none.
@@ -260,6 +262,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_set_may_be_more_than_what_is_built_in() {
+        let more = |env: &[&str]| {
+            with(env, |set| {
+                set.http.request_time = Some(Time::seconds(48 * 3600));
+                set.limits.memory = Some(Size(6 << 30));
+            })
+        };
+        let settings = more(&["LIGHTER_HTTP_REQUEST_SECONDS=90000"]).unwrap();
+        assert_eq!(settings.request_time, Duration::from_secs(90_000));
+        let settings = more(&["LIGHTER_HTTP_MAX_MEMORY=5368709120"]).unwrap();
+        assert_eq!(settings.max_memory, 5 << 30);
+        for (wrong, most) in [
+            ("LIGHTER_HTTP_REQUEST_SECONDS=172801", "172800"),
+            ("LIGHTER_HTTP_MAX_MEMORY=7516192768", "6442450944"),
+        ] {
+            assert!(more(&[wrong]).unwrap_err().contains(most));
+            assert!(of(&[wrong]).is_err(), "{wrong} without a setting");
+        }
+    }
+
+    #[test]
     fn no_container_gets_more_than_a_part_of_a_second() {
         let of = |env: &[&str]| {
             with(env, |set| {
@@ -278,6 +301,7 @@ mod tests {
             "PORT=0",
             "PORT=65536",
             "WASMTIME_HTTP_PROXY_SOCKET_ADDR=localhost:80",
+            "WASMTIME_HTTP_PROXY_SOCKET_ADDR=127.0.0.1:0",
             "WASMTIME_HTTP_BACKLOG=-1",
             "LIGHTER_HTTP_MAX_REQUESTS=257",
             "LIGHTER_HTTP_MAX_BODY=1M",

@@ -42,9 +42,7 @@ impl Engine {
     /// Whether an engine can be made.
     pub(super) fn check(&self) -> Result<(), String> {
         match self.stack_size {
-            Some(size) if size > LARGEST_STACK => Err(format!(
-                "engine.stack_size is {size}; it may be {LARGEST_STACK} at most"
-            )),
+            Some(size) if size > LARGEST_STACK => Err(format!("it may be {LARGEST_STACK} at most")),
             _ => Ok(()),
         }
     }

@@ -106,12 +106,10 @@ impl Redis {
     /// Whether it can be looked for.
     pub(super) fn check(&self) -> Result<(), String> {
         if self.host.as_deref() == Some("") {
-            return Err("keyvalue.redis.host is empty".into());
+            return Err("it must be a name or an address".into());
         }
         match &self.password_file {
-            Some(path) if !path.starts_with('/') => Err(format!(
-                "keyvalue.redis.password_file is {path:?}, which is no absolute path"
-            )),
+            Some(path) if !path.starts_with('/') => Err("it must be an absolute path".into()),
             _ => Ok(()),
         }
     }
@@ -165,9 +163,9 @@ mod tests {
         let mut redis = Redis::default();
         assert_eq!(redis.check(), Ok(()));
         redis.host = Some(String::new());
-        assert!(redis.check().unwrap_err().contains("keyvalue.redis.host"));
+        assert!(redis.check().unwrap_err().contains("a name"));
         redis.host = Some("peer".into());
         redis.password_file = Some("secret".into());
-        assert!(redis.check().unwrap_err().contains("password_file"));
+        assert!(redis.check().unwrap_err().contains("absolute path"));
     }
 }

@@ -58,7 +58,8 @@ pub struct Settings {
     pub pool: Pool,
 }
 
-/// What a guest may take. What is not set is not limited, but by the container.
+/// What a guest may take. What is not set is not limited, but by the container; the memories and
+/// tables of a guest that handles requests are in any case.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -76,8 +77,9 @@ pub struct Limits {
     pub fuel: Option<u64>,
 }
 
-/// How requests over HTTP are served. What is set here bounds what a container's environment may
-/// ask for, and stands where that asks for nothing.
+/// How requests over HTTP are served. What is set here stands where a container's environment asks
+/// for nothing. Of the time for a request, and of requests, connections and bodies it is the most
+/// that the environment may ask for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
@@ -132,6 +134,19 @@ impl Default for Http {
     }
 }
 
+/// The smallest that [`Http::max_headers`] can be: what hyper takes for a buffer.
+const LEAST_HEADERS: Size = Size(8 << 10);
+
+impl Http {
+    /// Whether it can be served so.
+    fn check(&self) -> Result<(), String> {
+        match self.max_headers < LEAST_HEADERS {
+            true => Err(format!("it must be {LEAST_HEADERS} at least")),
+            false => Ok(()),
+        }
+    }
+}
+
 /// Where instances that handle requests have their memories: a pool of addresses that is laid out
 /// when the guest is loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,9 +171,6 @@ impl Default for Pool {
     }
 }
 
-/// The smallest that [`Http::max_headers`] can be: what hyper takes for a buffer.
-const LEAST_HEADERS: u64 = 8 << 10;
-
 impl Settings {
     /// What of these the native code of a guest depends on, and who runs it.
     pub fn flags(&self) -> Flags {
@@ -171,28 +183,30 @@ impl Settings {
         }
     }
 
+    /// Whether each of these can be what it is, whatever the others are.
+    ///
+    /// # Errors
+    /// What the first that cannot be so should be.
+    pub fn check_each(&self) -> Result<(), String> {
+        self.http.check()?;
+        self.keyvalue.redis.check()?;
+        self.preinit.check()?;
+        self.engine.check()
+    }
+
     /// Whether these make sense together, each being right alone.
     ///
     /// # Errors
     /// A sentence that names those that do not.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check_together(&self) -> Result<(), String> {
         let (most, instances) = (self.http.max_requests, self.pool.instances);
-        if let Some(most) = most.filter(|most| most.0 > instances.0) {
-            return Err(format!(
+        match most.filter(|most| most.0 > instances.0) {
+            Some(most) => Err(format!(
                 "http.max_requests is {most}, but there is room for {instances} instances: \
                  raise pool.instances"
-            ));
+            )),
+            None => Ok(()),
         }
-        if self.http.max_headers.0 < LEAST_HEADERS {
-            return Err(format!(
-                "http.max_headers is {}; it must be {} at least",
-                self.http.max_headers,
-                Size(LEAST_HEADERS)
-            ));
-        }
-        self.keyvalue.redis.check()?;
-        self.preinit.check()?;
-        self.engine.check()
     }
 }
 
@@ -203,14 +217,25 @@ mod tests {
     #[test]
     fn what_is_not_possible_together_is_told() {
         let mut settings = Settings::default();
-        assert_eq!(settings.check(), Ok(()));
+        assert_eq!(settings.check_together(), Ok(()));
         settings.http.max_requests = Some(Count(300));
-        let reason = settings.check().unwrap_err();
+        let reason = settings.check_together().unwrap_err();
         assert!(reason.contains("http.max_requests") && reason.contains("pool.instances"));
         settings.pool.instances = Count(300);
-        assert_eq!(settings.check(), Ok(()));
-        settings.http.max_headers = Size(1);
-        assert!(settings.check().unwrap_err().contains("http.max_headers"));
+        assert_eq!(settings.check_together(), Ok(()));
+    }
+
+    #[test]
+    fn what_is_not_possible_alone_is_told() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.check_each(), Ok(()));
+        settings.http.max_headers = Size((8 << 10) - 1);
+        assert!(settings.check_each().unwrap_err().contains("8KiB"));
+        settings.http.max_headers = Size(8 << 10);
+        settings.engine.stack_size = Some(Size((1 << 30) + 1));
+        assert!(settings.check_each().unwrap_err().contains("1GiB"));
+        settings.engine.stack_size = Some(Size(1 << 30));
+        assert_eq!(settings.check_each(), Ok(()));
     }
 
     #[test]

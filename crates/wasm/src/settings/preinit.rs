@@ -32,12 +32,11 @@ impl Preinit {
     /// Whether these make sense.
     pub(super) fn check(&self) -> Result<(), String> {
         if self.function.as_deref() == Some("") {
-            return Err("preinit.function is empty".into());
+            return Err("it must be a name".into());
         }
         match self.files.iter().find(|path| !is_plain(path)) {
             Some(path) => Err(format!(
-                "preinit.files has {path:?}, which is no absolute path of a file or folder below the \
-                 root, without \"..\""
+                "{path:?} is no absolute path of a file or folder below the root, without \"..\""
             )),
             None => Ok(()),
         }
@@ -70,7 +69,8 @@ mod tests {
             assert_eq!(check(path), Ok(()));
         }
         for path in ["", "/", "lib", "/lib/../etc", "./lib"] {
-            assert!(check(path).unwrap_err().contains("preinit.files"), "{path}");
+            let reason = check(path).unwrap_err();
+            assert!(reason.contains(&format!("{path:?}")), "{reason}");
         }
     }
 }
