@@ -10,8 +10,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
-use tokio::task::spawn_blocking;
 
+use crate::blocking::blocking;
 use crate::cgroup::{self, Cgroup};
 use crate::checkpoint::Checkpoint;
 use crate::delete::delete_plain;
@@ -350,7 +350,7 @@ impl Container {
         };
         let plain = ended.clone();
         // A helper is cloned only where there is work for one.
-        if let Ok(Some(deleted)) = spawn_blocking(move || delete_plain(&plain)).await {
+        if let Ok(Some(deleted)) = blocking(move || delete_plain(&plain)).await {
             return deleted;
         }
         free(zygote, &Request::Delete(ended)).await

@@ -9,6 +9,7 @@ mod adapt;
 mod binds;
 mod birth;
 mod birthmark;
+mod blocking;
 mod build;
 mod bundle;
 mod capabilities;
@@ -53,6 +54,7 @@ mod users;
 mod zygote;
 
 pub use birth::{Container, Module, Process, Wanted};
+pub use blocking::blocking;
 pub use bundle::{Bundle, BundleError, mount_point};
 pub use capabilities::parse_process;
 pub use capture::Capturing;
@@ -67,7 +69,7 @@ pub use limit::raise_descriptor_limit;
 pub use memory::OomKills;
 pub use orphan::{Orphan, delete_orphan};
 pub use pod::{Pod, PodInit};
-pub use reaper::{Exit, Reaper};
+pub use reaper::{Exit, Reaper, adopt_orphans};
 pub use stdio::{Console, Logging, ProcessStdio, Stdio, StdioError, StdioPaths};
 pub use sys::{
     close_inherited, fork_single_threaded, read_program_in_huge_pages, set_arguments, share_arena,

@@ -11,6 +11,7 @@ use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
+use nix::sys::prctl;
 use nix::unistd::Pid;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, wait};
@@ -40,6 +41,14 @@ pub struct Reaper(Arc<Mutex<Exits>>);
 struct Exits {
     asked: HashMap<i32, oneshot::Sender<Exit>>,
     unasked: VecDeque<(i32, Instant, Exit)>,
+}
+
+/// Makes this process the parent of what its containers leave behind in a pid namespace that is not theirs, as the runc shim does:
+/// who is pid 1 there may reap nobody.
+pub fn adopt_orphans() {
+    if let Err(error) = prctl::set_child_subreaper(true) {
+        log::warn!("becoming the parent of orphans: {error}");
+    }
 }
 
 impl Reaper {

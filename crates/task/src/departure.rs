@@ -69,6 +69,14 @@ impl Departure {
         self.asked.notify_one();
     }
 
+    /// Has the daemon end if whom it was started for does not come: containerd may have died, or failed, before it sent it.
+    pub async fn give_up_first(&self) {
+        sleep(EXPECTED).await;
+        if !memo::is_in(&self.first) {
+            self.consider();
+        }
+    }
+
     /// Has the daemon end, whatever tasks it has.
     pub fn insist(&self) {
         self.insisted.store(true, Ordering::Relaxed);

@@ -214,17 +214,7 @@ impl ExecProcess {
     ///
     /// # Errors
     /// When it runs.
-    pub async fn delete(self: &Arc<Self>) -> Result<Option<Exit>, Error> {
-        let process = self.clone();
-        // It comes to its end, however soon its client gives it up.
-        let deleted = tokio::spawn(async move { process.delete_whole().await });
-        match deleted.await {
-            Ok(deleted) => deleted,
-            Err(error) => Err(Error::Unknown(format!("deleting {}: {error}", self.id))),
-        }
-    }
-
-    async fn delete_whole(&self) -> Result<Option<Exit>, Error> {
+    pub async fn delete(&self) -> Result<Option<Exit>, Error> {
         let mut phase = self.lifecycle.lock().await;
         match *phase {
             Phase::Running => {

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use container::{Guest, Guests, Invocation, Reaper};
+use container::{Guest, Guests, Invocation, Reaper, blocking};
 use tokio::time::Instant;
 use wasm::Initialization;
 use wasm::settings::{Flags, Size};
@@ -197,7 +197,7 @@ impl Caches {
             .unwrap_or(Path::new(wasm::DEFAULT_CACHE_DIR))
             .to_owned();
         let key = (folder, which.flags.clone(), which.size);
-        let done = tokio::task::spawn_blocking(move || {
+        let done = blocking(move || {
             let cache = caches.cache(key)?;
             work(&cache, &caches.reaper)
         });

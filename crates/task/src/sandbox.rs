@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use container::{Bundle, Exit, Pod, PodInit};
+use container::{Bundle, Exit, Pod, PodInit, blocking};
 use tokio::sync::watch;
 
 use crate::daemon::Daemon;
@@ -252,7 +252,7 @@ impl Sandbox {
             init.kill();
         }
         let pod = self.pod.clone();
-        let removed = tokio::task::spawn_blocking(move || pod.remove()).await;
+        let removed = blocking(move || pod.remove()).await;
         removed
             .unwrap_or_else(|error| Err(error.to_string()))
             .map_err(|error| Error::Unknown(format!("stopping the sandbox: {error}")))?;

@@ -91,6 +91,7 @@ pub(crate) fn serve(flags: &Flags, arguments: Vec<String>) -> io::Result<()> {
     // The one moment at which there is one thread and nothing open but stdio and the log.
     let zygote = container::clone_zygote(guests_of_zygote, move || left.remove())?;
     container::raise_descriptor_limit();
+    container::adopt_orphans();
     container::share_arena();
     container::cgroup::expect_move();
     let listener = listener()?;
@@ -99,7 +100,6 @@ pub(crate) fn serve(flags: &Flags, arguments: Vec<String>) -> io::Result<()> {
     // One thread serves everything; more come and go with blocking calls.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .thread_keep_alive(Duration::from_secs(1))
         .build()?;
     let logged = logged.take();
     let logs = logged.map(|logged| Logs::new(logged, bundle.clone()));
@@ -241,6 +241,8 @@ async fn run(
     if kind == Kind::Namespace {
         departure.consider();
     }
+    let waiting = departure.clone();
+    tokio::spawn(async move { waiting.give_up_first().await });
     departure.left(|| service.is_idle()).await;
 
     if let Err(error) = server.shutdown().await {

@@ -164,9 +164,13 @@ impl Service {
         };
         made.inspect_err(|error| {
             log::error!("create of {}: {error}", request.id);
-            self.tasks().remove(&request.id);
-            self.daemon.logs.remove(request.bundle.as_ref());
+            self.forget(&request.id, &request.bundle);
         })
+    }
+
+    fn forget(&self, id: &str, bundle: &str) {
+        self.tasks().remove(id);
+        self.daemon.logs.remove(bundle.as_ref());
     }
 
     /// Gives the task, unless nobody wants it any more, and then deletes it.
@@ -186,6 +190,21 @@ impl Service {
             log::warn!("delete of {}: {leftover}", task.id());
         }
         wanted.map(|()| task)
+    }
+
+    /// Frees `process` and forgets it; returns its pid, and how it ended, if it ever ran.
+    async fn free(&self, process: Process) -> Result<(u32, Option<Exit>), Error> {
+        match process {
+            Process::Init(task) => {
+                let exit = task.delete(&self.daemon).await?;
+                self.forget(task.id(), &task.bundle());
+                Ok((task.pid(), Some(exit)))
+            }
+            Process::Exec(_, exec) => {
+                let exit = exec.delete().await?;
+                Ok((exec.pid(), exit))
+            }
+        }
     }
 
     /// The process of a task that is meant: its init where `exec_id` is empty.
@@ -238,10 +257,12 @@ impl containerd_shim::Task for Service {
         };
         let _dropped_with_the_call = creating.given_up.clone().drop_guard();
         let service = self.clone();
+        let (id, bundle) = (request.id.clone(), request.bundle.clone());
         let made = tokio::spawn(async move { service.make(&request, creating).await });
-        let task = made
-            .await
-            .map_err(|error| Error::Unknown(error.to_string()))??;
+        let task = made.await.unwrap_or_else(|panic| {
+            self.forget(&id, &bundle);
+            Err(Error::Unknown(panic.to_string()))
+        })?;
         Ok(CreateTaskResponse {
             pid: task.pid(),
             ..CreateTaskResponse::default()
@@ -334,21 +355,16 @@ impl containerd_shim::Task for Service {
             creating.given_up.cancel();
             creating.settled.cancelled().await;
         }
-        let deleted = match self.process(&request.id, &request.exec_id)? {
-            Process::Init(task) => {
-                let deleted = task.delete(&self.daemon).await;
-                deleted.map(|exit| (task.pid(), Some(exit)))
-            }
-            Process::Exec(_, exec) => exec.delete().await.map(|exit| (exec.pid(), exit)),
-        };
+        let process = self.process(&request.id, &request.exec_id)?;
+        let service = self.clone();
+        // To its end, whatever becomes of the call: the next would begin it anew, with the hooks that have run.
+        let deleted = tokio::spawn(async move { service.free(process).await });
+        let deleted = deleted
+            .await
+            .unwrap_or_else(|error| Err(Error::Unknown(error.to_string())));
         let (pid, exit) = deleted.inspect_err(|error| {
             log::error!("delete of {} {}: {error}", request.id, request.exec_id);
         })?;
-        if request.exec_id.is_empty()
-            && let Some(Slot::Task(task)) = self.tasks().remove(&request.id)
-        {
-            self.daemon.logs.remove(task.bundle().as_ref());
-        }
         Ok(DeleteResponse {
             pid,
             exit_status: exit.map_or(0, |exit| exit.status),

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError};
 
 use container::cgroup::{Cgroup, OomWatch};
 use container::rootfs;
-use container::{Container, Exit, Stdio, StdioPaths};
+use container::{Container, Exit, Stdio, StdioPaths, blocking};
 use containerd_shim::api::{ExecProcessRequest, Status};
 use containerd_shim::protos::protobuf::MessageField;
 use nix::sys::signal::Signal;
@@ -208,7 +208,7 @@ impl Task {
         self.stdio.drain(most).await;
         self.stdio.close().await;
         let mount_point = self.mount_point.clone();
-        let unmounted = tokio::task::spawn_blocking(move || rootfs::unmount(&mount_point)).await;
+        let unmounted = blocking(move || rootfs::unmount(&mount_point)).await;
         deleted.map_err(|reason| Error::Unknown(format!("failed to delete task: {reason}")))?;
         match unmounted {
             Ok(Ok(())) => {}

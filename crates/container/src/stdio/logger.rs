@@ -20,6 +20,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
 use crate::birth::Process;
+use crate::blocking::blocking;
 use crate::reaper::{Exit, Reaper};
 
 /// How long a logger may take until it is ready. The runc shim waits forever.
@@ -83,7 +84,7 @@ impl Logger {
         ];
         let since = Instant::now();
         // It returns when the program has been loaded, from whatever disk.
-        let spawned = tokio::task::spawn_blocking(move || {
+        let spawned = blocking(move || {
             let pid = spawn(&program, &environment, [stdout, stderr, theirs.into()])?;
             Ok::<_, io::Error>((pid, Process::new(pid.as_raw())))
         });

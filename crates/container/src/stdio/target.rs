@@ -1,9 +1,12 @@
 //! What a stream's path or URI means.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::AsyncWrite;
 use tokio::net::unix::pipe;
 use tokio::time::sleep;
 use url::{ParseError, Url};
@@ -176,7 +179,8 @@ fn is_fifo(path: &Path) -> io::Result<bool> {
     Ok(std::fs::metadata(path)?.file_type().is_fifo())
 }
 
-fn append(path: &Path, create: bool) -> io::Result<tokio::fs::File> {
+/// Opens `path` for appending.
+fn append(path: &Path, create: bool) -> io::Result<LogFile> {
     if create && let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
@@ -184,7 +188,45 @@ fn append(path: &Path, create: bool) -> io::Result<tokio::fs::File> {
         .append(true)
         .create(create)
         .open(path)?;
-    Ok(tokio::fs::File::from_std(file))
+    Ok(LogFile {
+        file,
+        path: path.to_owned(),
+        is_failing: false,
+    })
+}
+
+/// A file that takes a container's output. What it cannot take, as on a full disk, is lost, and no reason for the container's
+/// writes to fail.
+struct LogFile {
+    file: std::fs::File,
+    path: PathBuf,
+    is_failing: bool,
+}
+
+impl AsyncWrite for LogFile {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = self.file.write_all(bytes);
+        if let Err(error) = &written
+            && !self.is_failing
+        {
+            let path = self.path.display();
+            log::warn!("a container's output is lost, as {path} does not take it: {error}");
+        }
+        self.is_failing = written.is_err();
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }
 
 #[cfg(test)]

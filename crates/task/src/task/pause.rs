@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use container::blocking;
 use container::cgroup::{self, Cgroup};
 use nix::sys::signal::Signal;
 use tokio::sync::{Mutex, MutexGuard};
@@ -130,7 +131,7 @@ impl Task {
         run: fn(&Cgroup) -> cgroup::Result<()>,
     ) -> Result<(), String> {
         let task = self.clone();
-        let ran = tokio::task::spawn_blocking(move || match &task.cgroup {
+        let ran = blocking(move || match &task.cgroup {
             Some(cgroup) => run(cgroup).map_err(|error| error.to_string()),
             None => Err("cgroup does not exist".to_owned()),
         });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use container::Reaper;
+use container::{Reaper, blocking};
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use oci_spec::runtime::LinuxResources;
 
@@ -40,7 +40,7 @@ impl Task {
                 ))
             })?;
         let (task, reaper) = (self.clone(), reaper.clone());
-        let updated = tokio::task::spawn_blocking(move || match &task.cgroup {
+        let updated = blocking(move || match &task.cgroup {
             Some(cgroup) => {
                 let systemd = task.cgroup_of_systemd.then_some(&reaper);
                 cgroup
