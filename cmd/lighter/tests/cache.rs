@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output},
     time::{Duration, SystemTime},
@@ -150,6 +151,34 @@ fn a_reader_that_has_gone_is_no_trouble() {
         assert!(output.stderr.is_empty(), "{command}: {output:?}");
     }
     assert_eq!(workshop.listed().len(), 1);
+}
+
+/// A folder that is not the cache's, in the layout of systemd's journal.
+#[test]
+fn folders_of_others_are_left_alone() {
+    let workshop = Workshop::new();
+    let journal = workshop.folder().join("0123456789abcdef".repeat(2));
+    fs::create_dir_all(&journal).unwrap();
+    let file = journal.join("system.journal");
+    fs::write(&file, "journal").unwrap();
+    let mode = |mode| fs::set_permissions(workshop.folder(), fs::Permissions::from_mode(mode));
+    mode(0o755).unwrap();
+    for (command, args) in [
+        ("ls", &[][..]),
+        ("stat", &[]),
+        ("rm", &["0"]),
+        ("prune", &[]),
+        ("prune", &["--all"]),
+        ("warm", &["1.wasm"]),
+    ] {
+        let error = workshop.refused(command, args);
+        assert!(error.contains("mode 755"), "{command}: {error}");
+    }
+    let left = fs::read_dir(workshop.folder()).unwrap();
+    assert_eq!(left.count(), 1, "nothing was made");
+    mode(0o700).unwrap();
+    workshop.done("prune", &["--all"]);
+    assert_eq!(fs::read(&file).unwrap(), b"journal");
 }
 
 #[test]

@@ -397,16 +397,27 @@ fn given(name: &str) -> impl Fn(io::Error) -> CacheError + '_ {
 
 /// Makes sure that `path` is a folder that only this user can change.
 fn make_private(path: &Path) -> Result<(), CacheError> {
-    let directory = |source| CacheError::Directory {
-        path: path.into(),
-        source,
-    };
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(directory)?;
-    let metadata = fs::metadata(path).map_err(directory)?;
+        .map_err(|source| CacheError::Directory {
+            path: path.into(),
+            source,
+        })?;
+    check_private(path)
+}
+
+/// Makes sure that only this user can change the folder `path`, if there is one.
+fn check_private(path: &Path) -> Result<(), CacheError> {
+    // Who may not look into it is told just that.
+    let metadata = match fs::read_dir(path).and_then(|_| fs::metadata(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(|source| CacheError::Directory {
+            path: path.into(),
+            source,
+        })?,
+    };
     let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
     if uid != Uid::effective().as_raw() || mode & 0o077 != 0 {
         return Err(CacheError::Exposed {

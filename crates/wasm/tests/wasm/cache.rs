@@ -538,6 +538,44 @@ fn what_killed_processes_have_left_is_swept_when_nobody_compiles() {
     assert_eq!(inventory.entries().expect("entries").len(), 2);
 }
 
+/// Folders that are named as the cache names its own, such as those of systemd's journal.
+#[test]
+fn what_the_cache_has_not_written_stays() {
+    let workshop = Workshop::new();
+    let own = workshop.artifact(GUEST);
+    let folder = workshop.folder().join("0123456789abcdef".repeat(2));
+    fs::create_dir(&folder).expect("a folder");
+    let digest = "0".repeat(64);
+    let others = [
+        folder.join("system.journal"),
+        folder.join("notes.used"),
+        folder.join(format!("{digest}.txt")),
+        own.with_extension("new.orig"),
+    ];
+    let stray = folder.join(format!("{digest}.used"));
+    for file in others.iter().chain([&stray]) {
+        fs::write(file, "").expect("a file");
+    }
+    let inventory = workshop.inventory();
+    // As above.
+    wait_until(|| {
+        inventory.sweep().expect("swept");
+        !stray.exists()
+    });
+    assert!(others.iter().all(|other| other.exists()));
+}
+
+#[test]
+fn a_folder_that_others_can_write_has_no_inventory() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(folder.path(), mode).expect("a mode");
+    let error = Inventory::new(folder.path()).expect_err("exposed");
+    assert_says(&error.to_string(), &["mode 755", "another folder"]);
+    let error = Inventory::new("/proc/version").expect_err("a file");
+    assert_says(&error.to_string(), &["/proc/version", "Not a directory"]);
+}
+
 #[test]
 fn a_cache_that_is_not_there_holds_nothing() {
     let inventory = Inventory::new("/nowhere/cache").expect("an inventory");
