@@ -62,6 +62,8 @@ pub enum CacheError {
         directory: PathBuf,
         /// What the system said.
         reason: String,
+        /// How many bytes there is no room for, where that is the reason.
+        lacking: Option<u64>,
     },
     /// The compile worker cannot be started.
     #[error("cannot start the compile worker {} for {name}: {source}", program.display())]

@@ -25,6 +25,9 @@ use crate::{CacheError, engine};
 /// How exactly the time of the last use is known.
 const PRECISION: Duration = Duration::from_secs(60 * 60);
 
+/// What is written beside native code: an artifact's last bytes, and what the file system has of its own.
+const MARGIN: u64 = 64 << 10;
+
 /// The native code of one module, for one version of wasmtime and its settings.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -74,11 +77,11 @@ pub struct Inventory {
     entries: PathBuf,
 }
 
-/// Between a version and settings in the name of a folder.
-const SETTINGS: char = '-';
-
 /// The extension of the file whose time is that of the last use.
 const USED: &str = "used";
+
+/// Between a version and settings in the name of a folder.
+const SETTINGS: char = '-';
 
 impl Inventory {
     /// The inventory of the cache in `directory`, which need not exist.
@@ -143,6 +146,20 @@ impl Inventory {
     pub fn remove(&self, entry: &Entry) -> io::Result<()> {
         gone_is_fine(fs::remove_file(stamp(&entry.path)))?;
         gone_is_fine(fs::remove_file(&entry.path))
+    }
+
+    /// Removes what was not used for longest, `bytes` of it and a little more, and says whether it has. Where there are not so
+    /// many, nothing is removed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn make_room(&self, bytes: u64) -> io::Result<bool> {
+        let total: u64 = self.entries()?.iter().map(|entry| entry.size).sum();
+        if total < bytes {
+            return Ok(false);
+        }
+        let removed = self.shrink(total.saturating_sub(bytes + MARGIN), None)?;
+        Ok(!removed.is_empty())
     }
 
     /// Removes what was not used for longest, until no more than `limit` bytes are left, and gives

@@ -654,6 +654,46 @@ fn a_full_disk_names_the_folder_and_leaves_nothing() {
     });
 }
 
+/// What was not used for longest goes, though the cache may be larger: as much as is lacking.
+#[test]
+fn a_full_disk_is_no_end() {
+    let disk = Mounted::new("size=1m");
+    let folder = disk.0.path().join("cache");
+    let cache = Cache::open(&folder, PROCESS, Flags::default()).expect("a cache");
+    let compile = |number: u32| {
+        let bulk = number.to_string().repeat(350_000);
+        let module = format!("(module (memory 6) (data (i32.const 0) {bulk:?}))");
+        let started = std::cell::Cell::new(0);
+        let artifact = cache.artifact(&file(&wasm(&module)), "guest", &|mut command| {
+            started.set(started.get() + 1);
+            command.status()
+        });
+        artifact.map(|_| started.get())
+    };
+    let digests = || {
+        let inventory = Inventory::new(&folder).expect("an inventory");
+        let entries = inventory.entries().expect("entries");
+        let digests = entries.into_iter().map(|entry| entry.digest);
+        digests.collect::<Vec<_>>()
+    };
+    compile(1).expect("room");
+    let [first] = &digests()[..] else {
+        panic!("one");
+    };
+    for entries in names(&folder) {
+        let artifact = folder.join(entries).join(first);
+        if artifact.exists() {
+            make_old(&artifact, 5 * HOUR);
+        }
+    }
+    compile(2).expect("room");
+    let second = digests()[0].clone();
+    assert_eq!(compile(3).expect("room was made"), 2, "once in vain");
+    let left = digests();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(!left.contains(first) && left.contains(&second), "{left:?}");
+}
+
 #[test]
 fn a_read_only_folder_serves_hits_and_names_itself_on_a_miss() {
     let disk = Mounted::new("size=16m");
