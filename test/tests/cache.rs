@@ -261,10 +261,11 @@ fn compiled_before_the_first_start(engine: &Containerd) -> Result<()> {
     layer.add("/opt/app", image::Entry::file(guest("hello.wasm")?))?;
     layer.add("/usr/bin/other", image::Entry::bytes("no wasm"))?;
     let mut upper = image::Layer::default();
-    upper.add("/usr/bin/app.wasm", image::Entry::symlink("../../opt/app"))?;
+    // On the PATH that engines give to the containers of an image without one.
+    let program = "/usr/local/bin/app.wasm";
+    upper.add(program, image::Entry::symlink("../../../opt/app"))?;
     let mut image = image::Image {
         entrypoint: vec!["app.wasm#_start".into()],
-        env: [("PATH".to_owned(), "/bin:/usr/bin".to_owned())].into(),
         layers: vec![layer, upper],
         ..image::Image::default()
     };

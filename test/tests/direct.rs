@@ -389,3 +389,13 @@ fn groups_and_mask_of_the_daemon() -> Result<()> {
     }
     Ok(())
 }
+
+/// Who cannot be told why still learns that it failed.
+#[test]
+fn standard_error_that_cannot_be_written() -> Result<()> {
+    let shim = lighter_test::built_programs()?.join("containerd-shim-wasmtime-v1");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full")?;
+    let status = Command::new(shim).arg("-h").stderr(full).status()?;
+    assert_eq!(status.code(), Some(1));
+    Ok(())
+}

@@ -202,6 +202,18 @@ fn lighters_artifact() -> Result<()> {
     Ok(())
 }
 
+/// The classic store takes the archive without a word, and nothing of it.
+#[test]
+fn an_artifact_for_the_classic_store() -> Result<()> {
+    ensure_root()?;
+    let engine = Dockerd::shared(Store::Classic)?;
+    let (name, guest) = (name("classic"), guest("tool.wasm")?.display().to_string());
+    let built = lighter_docker(&engine, &[&guest, "-t", &name, "--artifact"]);
+    let error = built.err().context("nothing was loaded")?.to_string();
+    ensure!(error.contains("containerd-snapshotter"), "{error}");
+    Ok(())
+}
+
 #[test]
 fn pulled() -> Result<()> {
     let engine = containerd_store()?;

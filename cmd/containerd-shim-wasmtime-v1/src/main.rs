@@ -2,7 +2,7 @@
 //! containerd's runtime v2 contract; what each action does is told in the crate `task`.
 
 use std::env;
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -29,7 +29,8 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("containerd-shim-wasmtime-v1: {error}");
+            // The exit code tells as much where nobody reads.
+            let _ = writeln!(io::stderr(), "containerd-shim-wasmtime-v1: {error}");
             ExitCode::FAILURE
         }
     }

@@ -27,6 +27,15 @@ enum Command {
     Cache(cache::Cache),
 }
 
+impl Command {
+    fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Build(build) => build.run(),
+            Self::Cache(cache) => cache.run(),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     // Not for people: `lighter cache warm` runs itself as the compile worker.
     if env::args_os()
@@ -35,14 +44,20 @@ fn main() -> ExitCode {
     {
         return wasm::worker_main();
     }
-    let done = match Cli::parse().command {
-        Command::Build(build) => build.run(),
-        Command::Cache(cache) => cache.run(),
+    let done = match Cli::try_parse() {
+        Ok(cli) => cli.command.run(),
+        Err(mistake) if mistake.use_stderr() => mistake.exit(),
+        // Help, or the version.
+        Err(text) => {
+            say::check(text.print(), text.to_string().trim_end());
+            Ok(())
+        }
     };
     match done {
+        Ok(()) if say::is_lost() => ExitCode::FAILURE,
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {}", say::whole(&error));
+            say::note(format_args!("Error: {}", say::whole(&error)));
             ExitCode::FAILURE
         }
     }

@@ -474,3 +474,34 @@ fn no_room_is_no_fault_of_what_is_read() {
     assert!(error.contains("o.tar: File too large"), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 }
+
+/// Docker's classic store says nothing of an artifact, and has nothing then.
+#[test]
+fn docker_has_to_say_what_it_has_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("app.wasm"), b"\0asm\x01\0\0\0").unwrap();
+    let build = |says: &str| {
+        // By another process: a program that this one has open, or a child of another test has, cannot be run.
+        let write = format!("printf '#!/bin/sh\\n{says}\\n' >docker && chmod 755 docker");
+        let mut shell = Command::new("sh");
+        let written = shell.current_dir(&folder).args(["-c", &write]).status();
+        assert!(written.unwrap().success());
+        Command::new(env!("CARGO_BIN_EXE_lighter"))
+            .current_dir(folder.path())
+            .args(["build", "app.wasm", "-t", "a", "--artifact", "--docker"])
+            .env("PATH", folder.path())
+            .output()
+            .unwrap()
+    };
+    let loaded = build("echo Loaded image: a:latest");
+    assert!(loaded.status.success(), "{loaded:?}");
+    let nothing = build("");
+    assert_eq!(nothing.status.code(), Some(1), "{nothing:?}");
+    assert!(nothing.stdout.is_empty(), "{nothing:?}");
+    let error = String::from_utf8(nothing.stderr).unwrap();
+    assert!(
+        error.contains(r#""features": {"containerd-snapshotter": true}"#),
+        "{error}"
+    );
+}

@@ -3,8 +3,9 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     time::{Duration, SystemTime},
 };
 
@@ -150,6 +151,80 @@ fn a_reader_that_has_gone_is_no_trouble() {
         assert!(output.stderr.is_empty(), "{command}: {output:?}");
     }
     assert_eq!(workshop.listed().len(), 1);
+}
+
+/// Who cannot be told anything is no reason to do less.
+#[test]
+fn nobody_at_standard_error_is_no_trouble() {
+    let workshop = Workshop::new();
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full");
+    let gone = std::io::pipe().unwrap().1;
+    let run = |args: &[&str], stderr: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lighter"));
+        let place = ["cache", "warm", "--cache-dir", "cache"];
+        let command = command.current_dir(&workshop.0).args(place).args(args);
+        command.stderr(stderr).output().unwrap().status.code()
+    };
+    let code = run(&["1.wasm", "2.wasm"], full().unwrap().into());
+    assert_eq!(code, Some(0));
+    assert_eq!(run(&["3.wasm"], gone.into()), Some(0));
+    assert_eq!(workshop.listed().len(), 3);
+    fs::write(workshop.0.path().join("bad.wasm"), "no wasm").unwrap();
+    assert_eq!(run(&["bad.wasm"], full().unwrap().into()), Some(1));
+    assert_eq!(run(&[], full().unwrap().into()), Some(2));
+}
+
+/// All is done, and the exit code tells that not all was told.
+#[test]
+fn lost_output_is_a_failure() {
+    let workshop = Workshop::new();
+    workshop.done("warm", &["1.wasm"]);
+    for args in [
+        &["cache", "ls", "--cache-dir", "cache"][..],
+        &["cache", "prune", "--all", "--cache-dir", "cache"],
+        &["--version"],
+        &["--help"],
+    ] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full");
+        let output = Command::new(env!("CARGO_BIN_EXE_lighter"))
+            .current_dir(&workshop.0)
+            .args(args)
+            .stdout(full.unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains("No space left on device"), "{error}");
+    }
+    assert_eq!(workshop.listed(), [""; 0]);
+}
+
+/// A folder that is not the cache's, in the layout of systemd's journal.
+#[test]
+fn folders_of_others_are_left_alone() {
+    let workshop = Workshop::new();
+    let journal = workshop.folder().join("0123456789abcdef".repeat(2));
+    fs::create_dir_all(&journal).unwrap();
+    let file = journal.join("system.journal");
+    fs::write(&file, "journal").unwrap();
+    let mode = |mode| fs::set_permissions(workshop.folder(), fs::Permissions::from_mode(mode));
+    mode(0o755).unwrap();
+    for (command, args) in [
+        ("ls", &[][..]),
+        ("stat", &[]),
+        ("rm", &["0"]),
+        ("prune", &[]),
+        ("prune", &["--all"]),
+        ("warm", &["1.wasm"]),
+    ] {
+        let error = workshop.refused(command, args);
+        assert!(error.contains("mode 755"), "{command}: {error}");
+    }
+    let left = fs::read_dir(workshop.folder()).unwrap();
+    assert_eq!(left.count(), 1, "nothing was made");
+    mode(0o700).unwrap();
+    workshop.done("prune", &["--all"]);
+    assert_eq!(fs::read(&file).unwrap(), b"journal");
 }
 
 #[test]

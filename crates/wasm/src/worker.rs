@@ -18,6 +18,7 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module, UnknownImportError};
 
 use crate::artifact::Kind;
+use crate::cache::is_full;
 use crate::engine::Concurrency;
 use crate::initialize::initialize;
 use crate::package::{Job, PACKAGE};
@@ -43,6 +44,13 @@ pub(crate) enum Report {
     Exposed(String),
     /// The module could not be read, or the code not be written.
     Failed(String),
+    /// There is no room for the code.
+    Full {
+        /// How large the code is.
+        bytes: u64,
+        /// What the system said.
+        reason: String,
+    },
 }
 
 /// Isolates the process, then compiles the module on standard input to standard output.
@@ -90,7 +98,16 @@ fn run() -> Report {
     match made {
         Ok((kind, code)) => match write(&code) {
             Ok(()) => Report::Compiled(kind),
-            Err(error) => Report::Failed(format!("writing its native code: {error}")),
+            Err(error) => {
+                let reason = format!("writing its native code: {error}");
+                match is_full(&error) {
+                    true => Report::Full {
+                        bytes: code.len() as u64,
+                        reason,
+                    },
+                    false => Report::Failed(reason),
+                }
+            }
         },
         Err(reason) => Report::Refused(reason),
     }

@@ -15,8 +15,8 @@ use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 use wasm::Parts;
 
-/// PATH where an image sets none, as the shim has it.
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
+/// PATH where an image sets none, as engines give it to containers.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A file that may be wasm, and what it is called in messages.
 pub struct Module {
@@ -95,8 +95,7 @@ impl Containerd {
         manifest.check(&document).map_err(Error::msg)?;
         image::check_size(&layers, wasm::MAX_MODULE_BYTES).map_err(Error::msg)?;
         let arguments = arguments(&run_configuration(&document)?);
-        let entrypoint = arguments.first().map(|name| image::without_function(name));
-        let named = entrypoint.and_then(|name| image::named(&layers, name, true));
+        let named = arguments.first().and_then(|name| meant(&layers, name));
         let programs = named.map_or_else(|| layers.clone(), |program| vec![program]);
         let composed = programs
             .into_iter()
@@ -206,6 +205,12 @@ fn arguments(config: &Config) -> Vec<String> {
     arguments
 }
 
+/// The layer that an entrypoint means, with the function that it may name.
+fn meant<'a>(layers: &[&'a Descriptor], entrypoint: &str) -> Option<&'a Descriptor> {
+    image::named(layers, entrypoint, false)
+        .or_else(|| image::named(layers, image::without_function(entrypoint), true))
+}
+
 /// Names the layer that an error comes from.
 fn read_layer<T>(layer: &Descriptor, read: impl FnOnce() -> io::Result<T>) -> Result<T> {
     read().with_context(|| format!("reading the layer {}", layer.digest))
@@ -213,8 +218,8 @@ fn read_layer<T>(layer: &Descriptor, read: impl FnOnce() -> io::Result<T>) -> Re
 
 /// Where the shim looks for `program`, in order; see `entrypoint.rs` of the crate `container`.
 fn places(program: &str, cwd: &str, path: &str) -> Vec<String> {
-    let mut names = vec![program];
-    names.extend(program.rsplit_once('#').map(|(file, _)| file));
+    let mut names = vec![program, image::without_function(program)];
+    names.dedup();
     let mut places = Vec::new();
     for name in names {
         if !name.contains('/') {
@@ -249,5 +254,54 @@ impl Read for Reader {
                 None => return Ok(0),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_looked_for_by_its_whole_name_and_then_without_a_function() {
+        for (program, expected) in [
+            ("/app", &["/app"][..]),
+            ("/app#run", &["/app#run", "/app"]),
+            (
+                "/a#wasi:cli/run@0.2.6#run",
+                &["/a#wasi:cli/run@0.2.6#run", "/a"],
+            ),
+            (
+                "app#run",
+                &["/bin/app#run", "/d/app#run", "/bin/app", "/d/app"],
+            ),
+        ] {
+            assert_eq!(places(program, "/d", "/bin"), expected, "{program}");
+        }
+    }
+
+    #[test]
+    fn a_layer_is_meant_by_its_whole_title_and_then_without_a_function() {
+        let layer = |digit: char, title: &str| -> Descriptor {
+            let layer = serde_json::json!({
+                "mediaType": "application/wasm",
+                "digest": format!("sha256:{}", String::from(digit).repeat(64)),
+                "size": 1,
+                "annotations": {"org.opencontainers.image.title": title},
+            });
+            serde_json::from_value(layer).unwrap()
+        };
+        let layers = [layer('1', "c#.wasm"), layer('2', "c")];
+        let layers = layers.each_ref();
+        for (entrypoint, title) in [
+            ("/c#.wasm", Some("c#.wasm")),
+            ("c#.wasm#run", Some("c#.wasm")),
+            ("/c#run", Some("c")),
+            ("/c#wasi:cli/run@0.2.6#run", Some("c")),
+            ("/d", None),
+        ] {
+            let found = meant(&layers, entrypoint).map(Descriptor::label);
+            assert_eq!(found, title, "{entrypoint}");
+        }
+        assert!(meant(&layers[..1], "/any#run").is_some());
     }
 }

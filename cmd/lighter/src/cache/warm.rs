@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use crate::say::say;
+use crate::say::{note, say};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
@@ -69,7 +69,7 @@ impl Warm {
                     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
                     while let Some(module) = next() {
                         if let Err(error) = compile(&cache, module) {
-                            eprintln!("lighter: {error}");
+                            note(format_args!("lighter: {error}"));
                             failed.store(true, Ordering::Relaxed);
                         }
                     }
@@ -114,7 +114,7 @@ fn compile(cache: &wasm::Cache, module: Module) -> Result<(), wasm::CacheError> 
     let since = Instant::now();
     let run = |mut command: Command| {
         is_new.store(true, Ordering::Relaxed);
-        eprintln!("compiling {name}");
+        note(format_args!("compiling {name}"));
         command.status()
     };
     match key {

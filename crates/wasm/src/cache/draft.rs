@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
 
+/// The extension of an artifact in the making that has to have a name.
+pub(super) const NEW: &str = "new";
+
 /// An artifact in the making. Its file can be written and read.
 pub(super) struct Draft<'a> {
     pub(super) file: File,
@@ -34,7 +37,7 @@ impl<'a> Draft<'a> {
                     .contains(&error.raw_os_error().unwrap_or(0)) =>
             {
                 // The caller's lock makes the name ours; a file there is from one who was killed.
-                let interim = path.with_extension("new");
+                let interim = path.with_extension(NEW);
                 match fs::remove_file(&interim) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     _ => {}

@@ -17,7 +17,7 @@ pub enum CacheError {
         source: io::Error,
     },
     /// Someone other than this user could put code into the folder.
-    #[error("the cache of compiled modules {} has owner {uid} and mode {mode:o}: others could place native code in it; make it root's with mode 0700", path.display())]
+    #[error("the cache of compiled modules {} has owner {uid} and mode {mode:o}: others could place native code in it; make it root's with mode 0700, or name another folder", path.display())]
     Exposed {
         /// The folder.
         path: PathBuf,
@@ -62,6 +62,8 @@ pub enum CacheError {
         directory: PathBuf,
         /// What the system said.
         reason: String,
+        /// How many bytes there is no room for, where that is the reason.
+        lacking: Option<u64>,
     },
     /// The compile worker cannot be started.
     #[error("cannot start the compile worker {} for {name}: {source}", program.display())]

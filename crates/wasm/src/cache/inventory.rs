@@ -9,6 +9,7 @@
 //! has it open.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, DirEntry, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,12 +17,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::artifact::{self, FORMAT, Kind};
-use crate::cache::lock;
+use crate::cache::draft::NEW;
+use crate::cache::{check_private, lock};
 use crate::settings::Flags;
 use crate::{CacheError, engine};
 
 /// How exactly the time of the last use is known.
 const PRECISION: Duration = Duration::from_secs(60 * 60);
+
+/// What is written beside native code: an artifact's last bytes, and what the file system has of its own.
+const MARGIN: u64 = 64 << 10;
 
 /// The native code of one module, for one version of wasmtime and its settings.
 #[derive(Clone, Debug)]
@@ -72,6 +77,9 @@ pub struct Inventory {
     entries: PathBuf,
 }
 
+/// The extension of the file whose time is that of the last use.
+const USED: &str = "used";
+
 /// Between a version and settings in the name of a folder.
 const SETTINGS: char = '-';
 
@@ -79,12 +87,14 @@ impl Inventory {
     /// The inventory of the cache in `directory`, which need not exist.
     ///
     /// # Errors
-    /// [`CacheError::Engine`].
+    /// [`CacheError::Directory`], [`CacheError::Exposed`] and [`CacheError::Engine`].
     pub fn new(directory: impl Into<PathBuf>) -> Result<Self, CacheError> {
-        Self::of(directory, &Flags::default())
+        let inventory = Self::of(directory, &Flags::default())?;
+        check_private(&inventory.directory)?;
+        Ok(inventory)
     }
 
-    /// The same, for who compiles as `flags` say.
+    /// The same, for who compiles as `flags` say, and has looked at the folder.
     pub(super) fn of(directory: impl Into<PathBuf>, flags: &Flags) -> Result<Self, CacheError> {
         let compatibility = |flags: &Flags| match engine::engine(flags) {
             Ok(engine) => Ok(engine::compatibility(&engine, FORMAT)),
@@ -136,6 +146,20 @@ impl Inventory {
     pub fn remove(&self, entry: &Entry) -> io::Result<()> {
         gone_is_fine(fs::remove_file(stamp(&entry.path)))?;
         gone_is_fine(fs::remove_file(&entry.path))
+    }
+
+    /// Removes what was not used for longest, `bytes` of it and a little more, and says whether it has. Where there are not so
+    /// many, nothing is removed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn make_room(&self, bytes: u64) -> io::Result<bool> {
+        let total: u64 = self.entries()?.iter().map(|entry| entry.size).sum();
+        if total < bytes {
+            return Ok(false);
+        }
+        let removed = self.shrink(total.saturating_sub(bytes + MARGIN), None)?;
+        Ok(!removed.is_empty())
     }
 
     /// Removes what was not used for longest, until no more than `limit` bytes are left, and gives
@@ -194,13 +218,16 @@ impl Inventory {
             let mut left = 0;
             for file in &files {
                 let name = file.file_name();
-                let code = Path::new(&name).with_extension("");
-                let belongs = is_digest(code.to_str().unwrap_or_default())
-                    && names.contains(code.as_os_str())
-                    && !name.to_string_lossy().ends_with(".new");
-                match belongs || !file.file_type()?.is_file() {
-                    true => left += 1,
-                    false => gone_is_fine(fs::remove_file(file.path()))?,
+                let parts = name.to_str().and_then(|name| name.split_once('.'));
+                let is_stray = match parts {
+                    Some((code, USED)) => is_digest(code) && !names.contains(OsStr::new(code)),
+                    Some((code, NEW)) => is_digest(code),
+                    // Not the cache's.
+                    _ => false,
+                };
+                match is_stray && file.file_type()?.is_file() {
+                    true => gone_is_fine(fs::remove_file(file.path()))?,
+                    false => left += 1,
                 }
             }
             if left == 0 {
@@ -250,7 +277,7 @@ fn touch(stamp: &Path, now: SystemTime) -> io::Result<()> {
 }
 
 fn stamp(path: &Path) -> PathBuf {
-    path.with_extension("used")
+    path.with_extension(USED)
 }
 
 fn entry(file: &DirEntry, current: bool) -> Option<Entry> {

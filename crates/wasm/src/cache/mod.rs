@@ -14,7 +14,8 @@
 //! the kernel frees when the process that makes it ends, whatever ends it (draft.rs).
 //!
 //! When an artifact has been added, those that were not used for longest are removed until the
-//! folder is as small as it has to be.
+//! folder is as small as it has to be. Where the file system is full before that, as many are removed
+//! as have the bytes that are lacking, and the module is compiled once more.
 //!
 //! The directory is what protects the files in it: they can be read by everyone who holds one
 //! open, since a container's init has to map its own under the container's user id.
@@ -245,7 +246,7 @@ impl Cache {
         make_private(&self.entries)?;
         match self.find(key) {
             Some(artifact) => Ok(artifact),
-            None => self.make(input, key, name, run),
+            None => self.make(&input, key, name, run),
         }
     }
 
@@ -267,10 +268,38 @@ impl Cache {
         })
     }
 
-    /// Compiles `input`. The caller holds its lock.
+    /// Compiles `input`, and once more with room made for it where there was none. The caller holds its lock.
     fn make(
         &self,
-        input: Input,
+        input: &Input,
+        digest: &Digest,
+        name: &str,
+        run: &dyn Fn(Command) -> io::Result<ExitStatus>,
+    ) -> Result<File, CacheError> {
+        let made = self.try_to_make(input, digest, name, run);
+        let Err(CacheError::Write {
+            lacking: Some(bytes),
+            ..
+        }) = made
+        else {
+            return made;
+        };
+        match self.inventory.make_room(bytes) {
+            Ok(true) => self.try_to_make(input, digest, name, run),
+            Ok(false) => made,
+            Err(error) => {
+                log::warn!(
+                    "making room in the cache {}: {error}",
+                    self.directory.display()
+                );
+                made
+            }
+        }
+    }
+
+    fn try_to_make(
+        &self,
+        input: &Input,
         digest: &Digest,
         name: &str,
         run: &dyn Fn(Command) -> io::Result<ExitStatus>,
@@ -297,7 +326,7 @@ impl Cache {
     /// Runs the worker on `input`, with its native code going to `code`.
     fn compile(
         &self,
-        input: Input,
+        input: &Input,
         code: &File,
         name: &str,
         run: &dyn Fn(Command) -> io::Result<ExitStatus>,
@@ -307,10 +336,11 @@ impl Cache {
             program: self.program.clone(),
             source,
         };
-        let (mut given, is_package) = match input {
+        let (given, is_package) = match input {
             Input::Module(module) => (module, false),
             Input::Package(package) => (package, true),
         };
+        let mut given = given.try_clone().map_err(spawn)?;
         given.rewind().map_err(spawn)?;
         let mut words = anonymous_file(c"report").map_err(spawn)?;
         let mut command = Command::new(&self.program);
@@ -347,11 +377,12 @@ impl Cache {
                 name: name.into(),
                 reason,
             }),
-            Some(Report::Failed(reason)) => Err(CacheError::Write {
-                name: name.into(),
-                directory: self.entries.clone(),
-                reason,
-            }),
+            Some(Report::Failed(reason)) => Err(self.unkept(name, reason, None)),
+            Some(Report::Full { bytes, reason }) => {
+                let written = code.metadata().map_or(0, |metadata| metadata.len());
+                let lacking = bytes.saturating_sub(written);
+                Err(self.unkept(name, reason, Some(lacking)))
+            }
             Some(Report::Compiled(_)) | None => Err(CacheError::Worker {
                 name: name.into(),
                 reason: obituary(status, text.trim()),
@@ -360,10 +391,15 @@ impl Cache {
     }
 
     fn write(&self, name: &str, error: io::Error) -> CacheError {
+        self.unkept(name, error.to_string(), is_full(&error).then_some(0))
+    }
+
+    fn unkept(&self, name: &str, reason: String, lacking: Option<u64>) -> CacheError {
         CacheError::Write {
             name: name.into(),
             directory: self.entries.clone(),
-            reason: error.to_string(),
+            reason,
+            lacking,
         }
     }
 }
@@ -395,18 +431,37 @@ fn given(name: &str) -> impl Fn(io::Error) -> CacheError + '_ {
     }
 }
 
+/// Whether that is for want of room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
 /// Makes sure that `path` is a folder that only this user can change.
 fn make_private(path: &Path) -> Result<(), CacheError> {
-    let directory = |source| CacheError::Directory {
-        path: path.into(),
-        source,
-    };
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(directory)?;
-    let metadata = fs::metadata(path).map_err(directory)?;
+        .map_err(|source| CacheError::Directory {
+            path: path.into(),
+            source,
+        })?;
+    check_private(path)
+}
+
+/// Makes sure that only this user can change the folder `path`, if there is one.
+fn check_private(path: &Path) -> Result<(), CacheError> {
+    // Who may not look into it is told just that.
+    let metadata = match fs::read_dir(path).and_then(|_| fs::metadata(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(|source| CacheError::Directory {
+            path: path.into(),
+            source,
+        })?,
+    };
     let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
     if uid != Uid::effective().as_raw() || mode & 0o077 != 0 {
         return Err(CacheError::Exposed {

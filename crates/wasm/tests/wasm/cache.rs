@@ -538,6 +538,44 @@ fn what_killed_processes_have_left_is_swept_when_nobody_compiles() {
     assert_eq!(inventory.entries().expect("entries").len(), 2);
 }
 
+/// Folders that are named as the cache names its own, such as those of systemd's journal.
+#[test]
+fn what_the_cache_has_not_written_stays() {
+    let workshop = Workshop::new();
+    let own = workshop.artifact(GUEST);
+    let folder = workshop.folder().join("0123456789abcdef".repeat(2));
+    fs::create_dir(&folder).expect("a folder");
+    let digest = "0".repeat(64);
+    let others = [
+        folder.join("system.journal"),
+        folder.join("notes.used"),
+        folder.join(format!("{digest}.txt")),
+        own.with_extension("new.orig"),
+    ];
+    let stray = folder.join(format!("{digest}.used"));
+    for file in others.iter().chain([&stray]) {
+        fs::write(file, "").expect("a file");
+    }
+    let inventory = workshop.inventory();
+    // As above.
+    wait_until(|| {
+        inventory.sweep().expect("swept");
+        !stray.exists()
+    });
+    assert!(others.iter().all(|other| other.exists()));
+}
+
+#[test]
+fn a_folder_that_others_can_write_has_no_inventory() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(folder.path(), mode).expect("a mode");
+    let error = Inventory::new(folder.path()).expect_err("exposed");
+    assert_says(&error.to_string(), &["mode 755", "another folder"]);
+    let error = Inventory::new("/proc/version").expect_err("a file");
+    assert_says(&error.to_string(), &["/proc/version", "Not a directory"]);
+}
+
 #[test]
 fn a_cache_that_is_not_there_holds_nothing() {
     let inventory = Inventory::new("/nowhere/cache").expect("an inventory");
@@ -614,6 +652,46 @@ fn a_full_disk_names_the_folder_and_leaves_nothing() {
         let stat = nix::sys::statvfs::statvfs(&folder).expect("figures");
         stat.blocks_free() >= stat.blocks() - 1
     });
+}
+
+/// What was not used for longest goes, though the cache may be larger: as much as is lacking.
+#[test]
+fn a_full_disk_is_no_end() {
+    let disk = Mounted::new("size=1m");
+    let folder = disk.0.path().join("cache");
+    let cache = Cache::open(&folder, PROCESS, Flags::default()).expect("a cache");
+    let compile = |number: u32| {
+        let bulk = number.to_string().repeat(350_000);
+        let module = format!("(module (memory 6) (data (i32.const 0) {bulk:?}))");
+        let started = std::cell::Cell::new(0);
+        let artifact = cache.artifact(&file(&wasm(&module)), "guest", &|mut command| {
+            started.set(started.get() + 1);
+            command.status()
+        });
+        artifact.map(|_| started.get())
+    };
+    let digests = || {
+        let inventory = Inventory::new(&folder).expect("an inventory");
+        let entries = inventory.entries().expect("entries");
+        let digests = entries.into_iter().map(|entry| entry.digest);
+        digests.collect::<Vec<_>>()
+    };
+    compile(1).expect("room");
+    let [first] = &digests()[..] else {
+        panic!("one");
+    };
+    for entries in names(&folder) {
+        let artifact = folder.join(entries).join(first);
+        if artifact.exists() {
+            make_old(&artifact, 5 * HOUR);
+        }
+    }
+    compile(2).expect("room");
+    let second = digests()[0].clone();
+    assert_eq!(compile(3).expect("room was made"), 2, "once in vain");
+    let left = digests();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(!left.contains(first) && left.contains(&second), "{left:?}");
 }
 
 #[test]
