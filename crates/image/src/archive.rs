@@ -482,7 +482,7 @@ mod tests {
             ("deep//", 0o755, root, ""),
             ("deep//file", 0o644, root, ""),
             ("z/", 0o755, root, ""),
-            ("z/host", 0o755, root, "from the host"),
+            ("z/host", 0o711, root, "from the host"),
         ];
         let expected = expected
             .map(|(path, mode, owner, text)| (path.to_owned(), mode, owner, text.to_owned()));
