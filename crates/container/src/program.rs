@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::unistd::execve;
+use nix::unistd::{AccessFlags, access, execve};
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
@@ -165,7 +165,7 @@ impl Launcher {
             }
             Program::Linux(path) => {
                 let error = exec_linux(&path, &invocation);
-                self.fail(format!("exec {}: {}", path.display(), words(&error)))
+                self.fail(format!("exec {}: {}", path.display(), words(&path, &error)))
             }
         }
     }
@@ -269,13 +269,17 @@ fn name_process(args: &[String]) {
     let _ = sys::set_arguments(args.iter().map(String::as_str));
 }
 
-/// The kernel's reason as runc words it, by which Docker tells exit codes.
-fn words(error: &io::Error) -> String {
+/// The kernel's reason not to execute `path` as runc words it, by which Docker tells exit codes.
+fn words(path: &Path, error: &io::Error) -> String {
     let errno = error.raw_os_error().map(Errno::from_raw);
     match errno {
         // The file itself has been found.
         Some(Errno::ENOENT) => {
             "no such file or directory: the interpreter or loader that it names".to_owned()
+        }
+        // Nobody has looked into the file.
+        Some(Errno::ENOEXEC) if access(path, AccessFlags::R_OK).is_err() => {
+            "permission denied: it is no Linux program, and wasm must be readable".to_owned()
         }
         Some(errno) => errno.desc().to_lowercase(),
         None => error.to_string(),
