@@ -41,7 +41,7 @@ pub(crate) enum FromInit {
     },
     /// The entrypoint is no file of the root file system.
     Absent {
-        /// Its name, without a function.
+        /// Its name.
         name: String,
     },
     /// The guest has been instantiated.
@@ -123,15 +123,29 @@ impl Launcher {
                 self.load(artifact, function.as_deref(), shims)
             }
             Err(missing @ (EntrypointError::NotFound(_) | EntrypointError::NotOnPath(_))) => {
-                let (name, function) = entrypoint::split(name);
                 let shims = sys::open_descriptors();
-                let name = name.to_owned();
-                let artifact = self.artifact(&FromInit::Absent { name }, &[])?;
-                let artifact = artifact.ok_or_else(|| missing.to_string())?;
+                let (artifact, function) = self.layer(name)?.ok_or_else(|| missing.to_string())?;
                 self.load(artifact, function, shims)
             }
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// The native code of the layer that `name` means, and the function that it names, which it does only
+    /// where no layer has the whole name, as with files.
+    fn layer<'a>(&self, name: &'a str) -> Result<Option<(File, Option<&'a str>)>, String> {
+        let ask = |name: &str| {
+            let name = name.to_owned();
+            self.artifact(&FromInit::Absent { name }, &[])
+        };
+        if let Some(artifact) = ask(name)? {
+            return Ok(Some((artifact, None)));
+        }
+        let (name, function) = entrypoint::split(name);
+        if function.is_none() {
+            return Ok(None);
+        }
+        Ok(ask(name)?.map(|artifact| (artifact, function)))
     }
 
     /// The guest in `artifact`. `shims` were open before.
