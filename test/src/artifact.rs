@@ -132,6 +132,12 @@ impl Raw {
         self
     }
 
+    /// The same for another processor, as an index tells it.
+    pub fn architecture(mut self, architecture: &str) -> Self {
+        self.platform["architecture"] = json!(architecture);
+        self
+    }
+
     /// The same with another configuration.
     pub fn config(mut self, config: impl Into<Vec<u8>>) -> Self {
         self.config = config.into();

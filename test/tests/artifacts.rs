@@ -25,15 +25,19 @@ each_containerd!(
     ctr_run,
     ctr_run_artifact,
     ctr_import_and_pull,
+    ctr_pull_with_files,
     function,
+    name_before_function,
     several_layers,
     layers_are_composed,
     composed_before_the_first_start,
     index,
+    index_with_files,
     index_pulled_for_a_platform,
     files_go_before_layers,
     added_processes,
     image_gone,
+    image_of_files_gone,
     not_whole,
     malformed,
     damaged_in_the_store,
@@ -197,6 +201,55 @@ fn ctr_import_and_pull(engine: &Containerd) -> Result<()> {
     Ok(())
 }
 
+/// A file beside the wasm, and how `lighter build` is told to add it.
+fn beside(engine: &Containerd) -> Result<(NamedTempFile, String)> {
+    let file = NamedTempFile::new_in(engine.folder())?;
+    fs::write(file.path(), "beside the wasm\n")?;
+    let add = format!("{}:/data/file", file.path().display());
+    Ok((file, add))
+}
+
+/// Files beside the wasm are fetched and unpacked.
+fn ctr_pull_with_files(engine: &Containerd) -> Result<()> {
+    if engine.version() == Version::V1_6 {
+        // As ctr_import_and_pull has it: there must be a diff id for every layer.
+        return Ok(());
+    }
+    let (_file, add) = beside(engine)?;
+    let (name, tool) = (name(engine), guest("tool.wasm")?.display().to_string());
+    let archive = NamedTempFile::new_in(engine.folder())?;
+    let path = archive.path().display().to_string();
+    let args = [
+        &*tool,
+        "-t",
+        &name,
+        "--artifact",
+        "--add",
+        &add,
+        "-o",
+        &path,
+    ];
+    build(engine, &args)?;
+    let registry = Registry::serve(archive.path(), None)?;
+    let (_, short) = name.split_once('/').context("a registry")?;
+    let pulled = registry.name(short)?;
+    let id = engine.new_id("ctr");
+    let run = ["run", "--rm", "--runtime", WASMTIME, &pulled, &id];
+    let read = ["/tool.wasm", "read", "/data/file"];
+    let mut printed = Vec::new();
+    for args in [
+        &["images", "pull", "--plain-http", &pulled][..],
+        &[&run[..], &read].concat(),
+    ] {
+        let output = engine.run_ctr(args)?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{args:?}: {errors}");
+        printed = output.stdout;
+    }
+    assert_eq!(String::from_utf8_lossy(&printed), "beside the wasm\n");
+    engine.ensure_gone(&id)
+}
+
 fn function(engine: &Containerd) -> Result<()> {
     let wasm = module::exporting("greet");
     let image = import(engine, &Raw::artifact(&[Layer::new(WASM_LAYER, wasm)]))?;
@@ -204,6 +257,25 @@ fn function(engine: &Containerd) -> Result<()> {
     builder.run()?.success()?;
     let text = container(engine, &image).args(["/app.wasm"]).refused()?;
     assert!(text.contains("_start"), "{text}");
+    Ok(())
+}
+
+/// What comes after a `#` is a function only where no layer has the whole name.
+fn name_before_function(engine: &Containerd) -> Result<()> {
+    let layers = [
+        Layer::new(WASM_LAYER, module::exporting("_start")).title("c#.wasm"),
+        Layer::new(WASM_LAYER, module::exporting("greet")).title("c#"),
+    ];
+    let image = import(engine, &Raw::artifact(&layers))?;
+    for program in ["/c#.wasm", "c##greet"] {
+        let builder = container(engine, &image).args([program]);
+        builder.run()?.success().context(program)?;
+    }
+    let alone = import(engine, &Raw::artifact(&layers[..1]))?;
+    container(engine, &alone)
+        .args(["/c#.wasm"])
+        .run()?
+        .success()?;
     Ok(())
 }
 
@@ -368,15 +440,24 @@ fn of_an_index() -> Result<[Raw; 2]> {
 
 fn index(engine: &Containerd) -> Result<()> {
     let [hello, tool] = of_an_index()?;
-    let linux = Raw::component("tool.wasm", &[]).os("linux");
     let own = tool.clone().os("wasi");
+    let machine = image::Platform::of_this_machine().architecture;
+    let of_machine = |image: &Raw, machine: &str| image.clone().os("linux").architecture(machine);
+    let (here, elsewhere) = (of_machine(&tool, &machine), of_machine(&hello, "s390x"));
     let archive = NamedTempFile::new_in(engine.folder())?;
     for (images, program, prints_arguments) in [
         (&[hello.clone()][..], "/any", false),
         // The first, where containerd has several and the entrypoint is of none of them.
         (&[hello.clone(), tool.clone()], "/any", false),
         (&[tool.clone(), hello.clone()], "/any", true),
-        (&[linux, tool.clone(), hello.clone()], "/any", true),
+        // An artifact may be for machines: this one goes before others, and wasm before them.
+        (&[elsewhere.clone(), here.clone()], "/any", true),
+        (&[elsewhere, here, hello.clone()], "/any", false),
+        (
+            &[tool.clone().os("wasi").architecture("wasm32")],
+            "/any",
+            true,
+        ),
         // That for wasi/wasm goes before.
         (&[hello.clone(), own.clone()], "/any", true),
         // An entrypoint tells more than the order and the platform.
@@ -393,6 +474,26 @@ fn index(engine: &Containerd) -> Result<()> {
         };
         assert!(output.starts_with(&expected), "{images:?}: {output}");
     }
+    Ok(())
+}
+
+/// A container that may be of another platform's files runs wasm by its name only.
+fn index_with_files(engine: &Containerd) -> Result<()> {
+    let [hello, _] = of_an_index()?;
+    let files = Raw::component("/bin/sh", &[]).os("linux");
+    let machine = image::Platform::of_this_machine().architecture;
+    let files = files.architecture(&machine);
+    let archive = NamedTempFile::new_in(engine.folder())?;
+    let name = save_index(engine, &[files, hello], archive.path())?;
+    engine.import_packed(archive.path())?;
+    let text = container(engine, &name).args(["/bin/typo"]).refused()?;
+    assert!(
+        text.contains("/bin/typo") && text.contains("no such file or directory"),
+        "{text}"
+    );
+    let output = container(engine, &name).args(["/hello.wasm"]).run()?;
+    let output = output.success()?;
+    assert!(output.starts_with("Hello from WebAssembly!\n"), "{output}");
     Ok(())
 }
 
@@ -473,6 +574,25 @@ fn image_gone(engine: &Containerd) -> Result<()> {
     Ok(())
 }
 
+/// Of a container of files nothing depends on its image, and a wrong name is just that.
+fn image_of_files_gone(engine: &Containerd) -> Result<()> {
+    let image = name(engine);
+    let builder = engine.container(&Rootfs::guests()?).image(&image);
+    let container = builder.args(["/tool.wasm", "loop"]).create()?;
+    container.start()?;
+    container.wait_for_output("looping")?;
+    let error = container.exec(["/bin/typo"])?.run();
+    let text = format!("{:#}", error.err().context("it runs")?);
+    assert!(
+        text.contains("stat /bin/typo: no such file or directory"),
+        "{text}"
+    );
+    assert!(!text.contains(&image), "{text}");
+    container.kill(nix::sys::signal::Signal::SIGKILL)?;
+    container.finish()?;
+    Ok(())
+}
+
 /// Fails unless a container of `image` is refused with a text that names the image and `parts`.
 fn refused(engine: &Containerd, image: &str, parts: &[&str]) -> Result<()> {
     let text = container(engine, image).args(["/app.wasm"]).refused()?;
@@ -526,6 +646,7 @@ fn malformed(engine: &Containerd) -> Result<()> {
     let lying = format!(r#"{{"layerDigests": ["{}"]}}"#, digest(b"another"));
     let large = (1 << 30) + 1;
     let text = Layer::new(WASM_LAYER, "just text");
+    let gzip = Layer::new(WASM_LAYER, b"\x1f\x8b\x08\0\0\0\0\0\x02\xff");
     for (image, parts) in [
         (Raw::artifact(&[]), &["without a layer"][..]),
         (Raw::artifact(&[other]), &["without a layer", WASM_LAYER]),
@@ -558,7 +679,8 @@ fn malformed(engine: &Containerd) -> Result<()> {
             Raw::artifact(&[unheard_of()]).config(lying),
             &["layerDigests lack its layer"],
         ),
-        (Raw::artifact(&[text]), &["cannot run"]),
+        (Raw::artifact(&[text]), &["cannot run: it is a text file"]),
+        (Raw::artifact(&[gzip]), &["cannot run: it is a gzip file"]),
     ] {
         let image = import(engine, &image)?;
         refused(engine, &image, parts).with_context(|| format!("{parts:?}"))?;
@@ -804,31 +926,25 @@ fn pod_of_a_component_layer(cri: &Cri) -> Result<()> {
 fn pulled(cri: &Cri) -> Result<()> {
     let engine = cri.engine();
     let archive = NamedTempFile::new_in(engine.folder())?;
-    let lighter_made = |path: &Path| -> Result<()> {
+    let (_file, add) = beside(engine)?;
+    let lighter_made = |path: &Path, more: &[&str]| -> Result<()> {
         let (guest, path) = (
             guest("tool.wasm")?.display().to_string(),
             path.display().to_string(),
         );
-        build(
-            engine,
-            &[
-                &guest,
-                "-t",
-                "example.com/made:1",
-                "--artifact",
-                "--cmd",
-                "args",
-                "-o",
-                &path,
-            ],
-        )?;
+        let args = [&*guest, "-t", "example.com/made:1", "--artifact"];
+        let others = ["--cmd", "args", "-o", &path];
+        build(engine, &[&args[..], &others, more].concat())?;
         Ok(())
     };
     let layer = Layer::new(COMPONENT_LAYER, read("tool.wasm")?);
     let component = Raw::component("tool.wasm", &[layer]);
-    for kind in ["artifact", "component"] {
+    for kind in ["artifact", "artifact with files", "component"] {
         match kind {
-            "artifact" => lighter_made(archive.path())?,
+            "artifact" => lighter_made(archive.path(), &[])?,
+            // The rule that 1.6 has for layers is seen with the others.
+            "artifact with files" if engine.version() == Version::V1_6 => continue,
+            "artifact with files" => lighter_made(archive.path(), &["--add", &add])?,
             _ => component.save("example.com/made:1", archive.path())?,
         }
         let registry = Registry::serve(archive.path(), engine.network())?;
@@ -845,7 +961,11 @@ fn pulled(cri: &Cri) -> Result<()> {
         pulled?;
         let output = run_in_pod(cri, &name, &["/tool.wasm", "args", "one"])?;
         assert_eq!(output, "/tool.wasm\nargs\none\n", "{kind}");
-        if kind == "artifact" {
+        if kind == "artifact with files" {
+            let output = run_in_pod(cri, &name, &["/tool.wasm", "read", "/data/file"])?;
+            assert_eq!(output, "beside the wasm\n");
+        }
+        if kind != "component" {
             // lighter puts the entrypoint into the artifact's configuration, where CRI looks.
             let output = run_in_pod(cri, &name, &[])?;
             assert_eq!(output, "/tool.wasm\nargs\n");

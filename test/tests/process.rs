@@ -12,6 +12,7 @@ each_containerd!(
     home,
     working_directory,
     entrypoints,
+    wasm_that_cannot_be_read,
     exit_codes,
     trap,
     function_by_name,
@@ -174,6 +175,23 @@ fn entrypoints(engine: &Containerd) -> Result<()> {
     assert_eq!(run("./plain-name", "/bin")?, "./plain-name\nargs\n");
     assert_eq!(run("bin/plain-name", "/")?, "bin/plain-name\nargs\n");
     assert_eq!(run("/script.wasm", "/")?, "a script args\n");
+    Ok(())
+}
+
+/// A Linux program needs only to be executable; wasm must be readable, and that is the reason then.
+fn wasm_that_cannot_be_read(engine: &Containerd) -> Result<()> {
+    let wasm = std::fs::read(lighter_test::guest("hello.wasm")?)?;
+    let busybox = std::fs::read("/usr/bin/busybox")?;
+    let rootfs = Rootfs::guests()?
+        .file_of("/unreadable.wasm", wasm, 0o111, 0)
+        .file_of("/busybox", busybox, 0o111, 0);
+    let run = |args: &[&str]| engine.container(&rootfs).args(args).user(1000, 1000);
+    let text = run(&["/unreadable.wasm"]).refused()?;
+    for part in ["/unreadable.wasm", "permission denied", "readable"] {
+        ensure!(text.contains(part), "no {part} in {text}");
+    }
+    let output = run(&["/busybox", "echo", "linux"]).run()?;
+    assert_eq!(output.success()?, "linux\n");
     Ok(())
 }
 

@@ -186,6 +186,13 @@ fn an_artifact_is_the_programs_file() {
     let beside = read(&manifest["layers"][1]);
     assert_eq!(crate::files(&beside[..])["etc/data"], b"text");
     let config: Value = serde_json::from_slice(&read(&manifest["config"])).unwrap();
+    // Engines unpack the files only for a configuration that they know.
+    let ordinary = "application/vnd.oci.image.config.v1+json";
+    assert_eq!(manifest["config"]["mediaType"], ordinary);
+    assert_eq!(
+        config["rootfs"]["diff_ids"],
+        json!([manifest["layers"][1]["digest"]])
+    );
     assert_eq!(config["os"], "wasip2");
     assert_eq!(
         config["layerDigests"],

@@ -4,8 +4,8 @@ use std::fs::File;
 
 /// Runs guests; made once in the zygote, used in every container's init.
 pub trait Guests {
-    /// Tells a guest by its file's first bytes.
-    fn recognizes(&self) -> fn(&[u8]) -> bool;
+    /// Tells a guest by its file's first bytes, at most eight, and says what any other file is.
+    fn recognizes(&self) -> fn(&[u8]) -> Result<(), String>;
 
     /// The files and folders of the container that native code is made with, as `settings` say.
     ///

@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::unistd::execve;
+use nix::unistd::{AccessFlags, access, execve};
 use oci_spec::runtime::{PosixRlimit, Process};
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +41,7 @@ pub(crate) enum FromInit {
     },
     /// The entrypoint is no file of the root file system.
     Absent {
-        /// Its name, without a function.
+        /// Its name.
         name: String,
     },
     /// The guest has been instantiated.
@@ -123,15 +123,29 @@ impl Launcher {
                 self.load(artifact, function.as_deref(), shims)
             }
             Err(missing @ (EntrypointError::NotFound(_) | EntrypointError::NotOnPath(_))) => {
-                let (name, function) = entrypoint::split(name);
                 let shims = sys::open_descriptors();
-                let name = name.to_owned();
-                let artifact = self.artifact(&FromInit::Absent { name }, &[])?;
-                let artifact = artifact.ok_or_else(|| missing.to_string())?;
+                let (artifact, function) = self.layer(name)?.ok_or_else(|| missing.to_string())?;
                 self.load(artifact, function, shims)
             }
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// The native code of the layer that `name` means, and the function that it names, which it does only
+    /// where no layer has the whole name, as with files.
+    fn layer<'a>(&self, name: &'a str) -> Result<Option<(File, Option<&'a str>)>, String> {
+        let ask = |name: &str| {
+            let name = name.to_owned();
+            self.artifact(&FromInit::Absent { name }, &[])
+        };
+        if let Some(artifact) = ask(name)? {
+            return Ok(Some((artifact, None)));
+        }
+        let (name, function) = entrypoint::split(name);
+        if function.is_none() {
+            return Ok(None);
+        }
+        Ok(ask(name)?.map(|artifact| (artifact, function)))
     }
 
     /// The guest in `artifact`. `shims` were open before.
@@ -170,7 +184,7 @@ impl Launcher {
             }
             Program::Linux(path) => {
                 let error = exec_linux(&path, &invocation);
-                self.fail(format!("exec {}: {}", path.display(), words(&error)))
+                self.fail(format!("exec {}: {}", path.display(), words(&path, &error)))
             }
         }
     }
@@ -277,13 +291,17 @@ fn name_process(args: &[String]) {
     let _ = sys::set_arguments(args.iter().map(String::as_str));
 }
 
-/// The kernel's reason as runc words it, by which Docker tells exit codes.
-fn words(error: &io::Error) -> String {
+/// The kernel's reason not to execute `path` as runc words it, by which Docker tells exit codes.
+fn words(path: &Path, error: &io::Error) -> String {
     let errno = error.raw_os_error().map(Errno::from_raw);
     match errno {
         // The file itself has been found.
         Some(Errno::ENOENT) => {
             "no such file or directory: the interpreter or loader that it names".to_owned()
+        }
+        // Nobody has looked into the file.
+        Some(Errno::ENOEXEC) if access(path, AccessFlags::R_OK).is_err() => {
+            "permission denied: it is no Linux program, and wasm must be readable".to_owned()
         }
         Some(errno) => errno.desc().to_lowercase(),
         None => error.to_string(),

@@ -120,6 +120,9 @@ impl<W: Write> Archive<W> {
 
     /// Adds a wasm artifact under a name. Docker's classic store cannot hold one.
     ///
+    /// One that has files beside the wasm gets an image's configuration: engines unpack layers only
+    /// for configurations that they know.
+    ///
     /// # Errors
     /// As [`Archive::add`].
     pub fn add_artifact(&mut self, name: &Name, artifact: &Artifact) -> Result<Saved, Error> {
@@ -141,8 +144,12 @@ impl<W: Write> Archive<W> {
             .wasm
             .describe(configuration(&image, diff_ids)?, &digest)?;
         let config = blob::json(&config)?;
+        let media_type = match image.layers.is_empty() {
+            true => MediaType::Other(WASM_CONFIG.into()),
+            false => MediaType::ImageConfig,
+        };
         let annotations = &artifact.image.labels;
-        let described = config.descriptor(MediaType::Other(WASM_CONFIG.into()))?;
+        let described = config.descriptor(media_type)?;
         let manifest = manifest(described, layers, annotations)?;
         let written = self.write_manifest(manifest, config, &image.platform)?;
         Ok(self.list(name, written.descriptor, &written.config))
@@ -482,7 +489,7 @@ mod tests {
             ("deep//", 0o755, root, ""),
             ("deep//file", 0o644, root, ""),
             ("z/", 0o755, root, ""),
-            ("z/host", 0o755, root, "from the host"),
+            ("z/host", 0o711, root, "from the host"),
         ];
         let expected = expected
             .map(|(path, mode, owner, text)| (path.to_owned(), mode, owner, text.to_owned()));
@@ -597,6 +604,48 @@ mod tests {
         );
         // There is nothing in it for Docker's classic store.
         assert_eq!(files["manifest.json"], b"[]");
+    }
+
+    #[test]
+    fn an_artifact_with_files_has_an_images_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("app.wasm");
+        fs::write(&program, b"\0asm\x01\0\0\0").unwrap();
+        let mut beside = Layer::default();
+        beside.add("/etc/data", Entry::bytes("text")).unwrap();
+        let artifact = Artifact {
+            program,
+            wasm: crate::Wasm::Module,
+            title: "app.wasm".into(),
+            image: Image {
+                layers: vec![beside],
+                ..Image::default()
+            },
+        };
+        let mut archive = Archive::new(Vec::new()).unwrap();
+        let name = "hello:1".parse().unwrap();
+        let saved = archive.add_artifact(&name, &artifact).unwrap();
+        let files = files(&archive.finish().unwrap());
+        let manifest = &files[&format!("blobs/{}", saved.manifest.replace(':', "/"))];
+        let written = ImageManifest::from_reader(&manifest[..]).unwrap();
+        let config = blob(&files, written.config());
+        let read = ImageConfiguration::from_reader(&config[..]).unwrap();
+        assert_eq!(written.config().media_type(), &MediaType::ImageConfig);
+        assert_eq!(read.os(), &Os::Other("wasip1".into()));
+        let [wasm, tar] = &written.layers()[..] else {
+            panic!("{written:?}")
+        };
+        // A layer that is no tar is not unpacked, and has none.
+        assert_eq!(read.rootfs().diff_ids(), &[tar.digest().to_string()]);
+        // The shim takes it for what it is.
+        let manifest: crate::Manifest = serde_json::from_slice(manifest).unwrap();
+        assert!(manifest.is_wasm());
+        manifest.check(&config).unwrap();
+        let [layer] = manifest.wasm_layers()[..] else {
+            panic!("{manifest:?}")
+        };
+        assert_eq!(layer.digest, wasm.digest().to_string());
+        assert_eq!(layer.title(), Some("app.wasm"));
     }
 
     #[test]

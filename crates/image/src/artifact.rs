@@ -20,8 +20,8 @@ pub struct Artifact {
     pub wasm: Wasm,
     /// The name by which an entrypoint means it.
     pub title: String,
-    /// How it is run. Its layers are a file system beside the wasm, mostly none; its platform
-    /// is [`Wasm::platform`], whatever it says.
+    /// How it is run. Its layers are a file system beside the wasm, mostly none; with any, its
+    /// configuration is that of an image. Its platform is [`Wasm::platform`], whatever it says.
     pub image: Image,
 }
 

@@ -50,8 +50,7 @@ impl Entry {
         Self::new(Content::Bytes(bytes.into()))
     }
 
-    /// A copy of a file on the host, read when the archive is written. Its mode
-    /// is 0755 if the host's file may be executed by anyone, else 0644.
+    /// A copy of a file on the host, read when the archive is written, with its mode.
     pub fn file(host: impl Into<PathBuf>) -> Self {
         Self::new(Content::Host(host.into()))
     }
@@ -110,7 +109,8 @@ impl Layer {
     }
 
     /// Adds what a directory of the host holds, at any depth, below a path of
-    /// the image, owned by root. Links are copied as links.
+    /// the image, owned by root, with the modes that it has there. The path gets the directory's own
+    /// mode, unless the layer has it already. Links are copied as links.
     pub fn add_tree(&mut self, host: &Path, path: &str) -> Result<(), Error> {
         let failed = |source| Error::Read {
             host: host.into(),
@@ -120,7 +120,10 @@ impl Layer {
         let base = normal(path)?;
         match self.entries.get(&base) {
             None if base.is_empty() => {}
-            None => self.add(&base, Entry::directory())?,
+            None => {
+                let mode = mode(&fs::metadata(host).map_err(failed)?);
+                self.add(&base, Entry::directory().mode(mode))?;
+            }
             Some(Entry {
                 content: Content::Directory,
                 ..
@@ -184,6 +187,11 @@ impl Layer {
         }
         Ok(all)
     }
+}
+
+/// The permission bits of what the host has.
+fn mode(found: &fs::Metadata) -> u32 {
+    found.permissions().mode() & 0o7777
 }
 
 fn utf8(name: OsString) -> Result<String, Error> {
@@ -254,9 +262,7 @@ fn append(tar: &mut tar::Builder<Spool>, path: &str, entry: &Entry) -> Result<()
                 return Err(Error::Kind(host.clone()));
             }
             let file = fs::File::open(host).map_err(failed)?;
-            let executable = found.permissions().mode() & 0o111 != 0;
-            let default = if executable { 0o755 } else { 0o644 };
-            header.set_mode(entry.mode.unwrap_or(default));
+            header.set_mode(entry.mode.unwrap_or_else(|| mode(&found)));
             header.set_size(found.len());
             // The header has the size in it: read so much, no more and no less.
             let mut source = Source::new(file);
@@ -315,6 +321,48 @@ mod tests {
             matches!(&error, Error::Kind(found) if *found == path),
             "{error}"
         );
+    }
+
+    #[test]
+    fn modes_are_those_of_the_host() {
+        let host = tempfile::tempdir().unwrap();
+        let made = |name: &str, mode: u32| {
+            let path = host.path().join(name);
+            if name.ends_with('/') {
+                fs::create_dir(&path).unwrap();
+            } else {
+                fs::write(&path, "").unwrap();
+            }
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        fs::set_permissions(host.path(), fs::Permissions::from_mode(0o750)).unwrap();
+        made("tmp/", 0o1777);
+        made("tmp/key", 0o600);
+        let program = made("busybox", 0o4755);
+        let mut layer = Layer::default();
+        layer.add_tree(host.path(), "/opt/tree").unwrap();
+        layer.add("/bin/busybox", Entry::file(program)).unwrap();
+        let blob = layer.blob().unwrap();
+        let found: Vec<(String, u32)> = tar::Archive::new(blob.content)
+            .entries()
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let path = entry.path().unwrap().display().to_string();
+                (path, entry.header().mode().unwrap())
+            })
+            .collect();
+        let expected = [
+            ("bin/", 0o755),
+            ("bin/busybox", 0o4755),
+            ("opt/", 0o755),
+            ("opt/tree/", 0o750),
+            ("opt/tree/busybox", 0o4755),
+            ("opt/tree/tmp/", 0o1777),
+            ("opt/tree/tmp/key", 0o600),
+        ];
+        assert_eq!(found, expected.map(|(path, mode)| (path.to_owned(), mode)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::media::{FULL_NAME, TITLE};
 use crate::{Blob, Platform};
@@ -13,14 +13,14 @@ use crate::{Blob, Platform};
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// What it is.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub media_type: String,
     /// `sha256:...`.
     pub digest: String,
     /// Its size in bytes.
     pub size: u64,
     /// More about it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub annotations: BTreeMap<String, String>,
     /// What it is for, in an index.
     pub platform: Option<Platform>,
@@ -32,7 +32,7 @@ pub struct Manifest {
     /// Its configuration.
     pub config: Descriptor,
     /// Its layers, lowest first.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub layers: Vec<Descriptor>,
 }
 
@@ -40,7 +40,7 @@ pub struct Manifest {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Index {
     /// One for each.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub manifests: Vec<Descriptor>,
 }
 
@@ -51,6 +51,15 @@ pub enum Document {
     Manifest(Manifest),
     /// Several.
     Index(Index),
+}
+
+/// A value that may be `null`, as programs in Go write and read what is empty.
+pub(crate) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl Descriptor {
@@ -113,12 +122,13 @@ impl Document {
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let fields: BTreeMap<String, serde_json::Value> = serde_json::from_slice(bytes)
             .map_err(|error| format!("is no manifest and no index: {error}"))?;
-        let is_index = fields.contains_key("manifests");
-        if is_index && (fields.contains_key("layers") || fields.contains_key("config")) {
+        let has = |name| fields.get(name).is_some_and(|value| !value.is_null());
+        let is_manifest = has("layers") || has("config");
+        if is_manifest && has("manifests") {
             // As containerd: engines must not read the same bytes in two ways.
             return Err("is a manifest and an index at once".to_owned());
         }
-        match is_index {
+        match !is_manifest && fields.contains_key("manifests") {
             true => serde_json::from_slice(bytes)
                 .map(Self::Index)
                 .map_err(|error| format!("is no index: {error}")),
@@ -184,6 +194,34 @@ mod tests {
             let error = parse(document).unwrap_err();
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    /// What Go writes of empty maps and lists, and takes for such.
+    #[test]
+    fn null_is_what_is_empty() {
+        let entry = json!({
+            "digest": "m", "size": 1, "mediaType": null, "annotations": null,
+            "platform": {"os": null, "architecture": null},
+        });
+        let Document::Index(index) =
+            parse(json!({"manifests": [entry], "layers": null, "config": null})).unwrap()
+        else {
+            panic!("it has manifests");
+        };
+        assert_eq!(index.manifests[0].title(), None);
+        assert_eq!(index.manifests[0].platform.as_ref().unwrap().os, "");
+        let layer = json!({"digest": "l", "size": 1, "annotations": null});
+        for (layers, count) in [(json!([layer]), 1), (json!(null), 0)] {
+            let manifest = json!({"config": descriptor("c"), "layers": layers, "manifests": null});
+            let Document::Manifest(manifest) = parse(manifest).unwrap() else {
+                panic!("it has a configuration");
+            };
+            assert_eq!(manifest.layers.len(), count);
+        }
+        assert!(matches!(
+            parse(json!({"manifests": null})),
+            Ok(Document::Index(_))
+        ));
     }
 
     #[test]

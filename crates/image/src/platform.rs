@@ -3,16 +3,17 @@ use std::{fmt, str::FromStr};
 use serde::Deserialize;
 
 use crate::Error;
+use crate::manifest::or_default;
 
 /// What an image is built to run on, in the OCI image specification's words
 /// (`image-index.md`, "platform").
 #[derive(Clone, Debug, Eq, PartialEq, Deserialize)]
 pub struct Platform {
     /// Operating system, as Go's `GOOS`: `wasi`, `linux`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub os: String,
     /// Processor, as Go's `GOARCH`: `wasm`, `amd64`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub architecture: String,
     /// Variant of the processor, `v8` of `arm64` for example.
     pub variant: Option<String>,
@@ -23,6 +24,22 @@ impl Default for Platform {
         Self {
             os: "wasi".into(),
             architecture: "wasm".into(),
+            variant: None,
+        }
+    }
+}
+
+impl Platform {
+    /// That of Linux on the processor that this program is for.
+    pub fn of_this_machine() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            same => same,
+        };
+        Self {
+            os: "linux".into(),
+            architecture: architecture.into(),
             variant: None,
         }
     }

@@ -86,20 +86,41 @@ impl Manifest {
     }
 }
 
-/// Of the manifests of one image, the one that is meant by a process whose program is called `name`.
+/// Of the manifests of one image, the one with wasm that is meant by a process whose program is
+/// called `name`; and whether a single layer of it may go by any name ([`named`]).
 ///
 /// Which of them an engine has made the container of it does not tell. It takes the platform that
 /// it is asked for, and the first in an index's order of those for the same one; and the container
 /// has the entrypoint of that one's configuration. So of those in containerd's store it is the first
-/// that has a layer of this title or digest, or else the first of all, in the index's order but for
-/// those for wasi/wasm, which go before.
-pub fn meant(mut manifests: Vec<(Option<Platform>, Manifest)>, name: &str) -> Option<Manifest> {
-    let own = Platform::default();
-    manifests.sort_by_key(|(platform, _)| platform.as_ref() != Some(&own));
+/// that has a layer of this title or digest, or else the first of all: of those for wasi/wasm, for
+/// other wasm or no platform, for this machine, and for others, in the index's order. Where one has
+/// no wasm, the container may be of that, and whatever name it has no file of is no layer's.
+pub fn meant(
+    mut manifests: Vec<(Option<Platform>, Manifest)>,
+    name: &str,
+) -> Option<(Manifest, bool)> {
+    let all = manifests.len();
+    manifests.retain(|(_, manifest)| manifest.is_wasm());
+    let by_any_name = manifests.len() == all;
+    manifests.sort_by_key(|(platform, _)| rank(platform.as_ref()));
     let has_it = |manifest: &Manifest| named(&manifest.wasm_layers(), name, false).is_some();
     let found = manifests.iter().position(|(_, manifest)| has_it(manifest));
     let (_, manifest) = manifests.into_iter().nth(found.unwrap_or(0))?;
-    Some(manifest)
+    Some((manifest, by_any_name))
+}
+
+/// How far back the manifest for a platform comes, as [`meant`] has it.
+fn rank(platform: Option<&Platform>) -> u8 {
+    let machine = Platform::of_this_machine();
+    match platform {
+        Some(platform) if *platform == Platform::default() => 0,
+        None => 1,
+        Some(platform) if platform.architecture.starts_with("wasm") => 1,
+        Some(Platform {
+            os, architecture, ..
+        }) if *os == machine.os && *architecture == machine.architecture => 2,
+        Some(_) => 3,
+    }
 }
 
 /// The layer that `name` means. `sole`: whether a single one is meant by any name.
@@ -236,23 +257,58 @@ mod tests {
 
     #[test]
     fn the_entrypoint_tells_the_manifests_of_an_index_apart() {
-        let of = |os: &str, digit, title| {
-            let platform = format!("{os}/wasm").parse().unwrap();
-            (Some(platform), manifest(&[layer(digit, title)]))
-        };
         let all = vec![
-            of("wasip1", '1', Some("one")),
-            of("wasip2", '2', Some("two")),
-            of("wasi", '3', None),
+            entry("wasip1/wasm", '1', Some("one")),
+            entry("wasip2/wasm", '2', Some("two")),
+            entry("wasi/wasm", '3', None),
             (None, manifest(&[layer('4', Some("two"))])),
         ];
         for (name, digit) in [("/one", '1'), ("two", '2'), ("other", '3')] {
-            let meant = meant(all.clone(), name).unwrap();
+            let (meant, by_any_name) = meant(all.clone(), name).unwrap();
             let digest = &meant.layers[0].digest;
             assert!(digest.ends_with(digit), "{name}: {digest}");
+            assert!(by_any_name);
         }
-        let first = meant(all[..2].to_vec(), "other").unwrap();
+        let (first, _) = meant(all[..2].to_vec(), "other").unwrap();
         assert!(first.layers[0].digest.ends_with('1'));
         assert!(meant(Vec::new(), "other").is_none());
+    }
+
+    fn entry(platform: &str, digit: char, title: Option<&str>) -> (Option<Platform>, Manifest) {
+        let platform = platform.parse().unwrap();
+        (Some(platform), manifest(&[layer(digit, title)]))
+    }
+
+    /// An artifact may be for whatever machine, and this one comes before others.
+    #[test]
+    fn wasm_may_be_for_any_platform() {
+        let machine = Platform::of_this_machine().to_string();
+        let other = entry("linux/s390x", '1', Some("other"));
+        let own = entry(&machine, '2', None);
+        let wasm = entry("wasi/wasm32", '3', None);
+        let first = |all: &[(Option<Platform>, Manifest)], name| {
+            let (meant, _) = meant(all.to_vec(), name).unwrap();
+            meant.layers[0].digest.clone()
+        };
+        assert!(first(&[other.clone(), own.clone()], "any").ends_with('2'));
+        assert!(first(&[other.clone(), own.clone()], "other").ends_with('1'));
+        assert!(first(&[other, own, wasm], "any").ends_with('3'));
+    }
+
+    /// A wrong command in a container of files must not run another platform's wasm.
+    #[test]
+    fn beside_an_image_of_files_a_layer_goes_by_its_name_only() {
+        let config = json!({"digest": "sha256:0", "size": 2});
+        let files = json!({"config": config, "layers": []});
+        let files: Manifest = serde_json::from_value(files).unwrap();
+        let all = [
+            (Some("linux/amd64".parse().unwrap()), files.clone()),
+            entry("wasip1/wasm", '1', Some("app.wasm")),
+        ];
+        for name in ["/bin/typo", "/app.wasm"] {
+            let (meant, by_any_name) = meant(all.to_vec(), name).unwrap();
+            assert!(meant.is_wasm() && !by_any_name);
+        }
+        assert!(meant(vec![(None, files)], "/bin/typo").is_none());
     }
 }

@@ -27,8 +27,8 @@ pub fn guests() -> Result<Rc<dyn Guests>, String> {
 struct Wasm(wasm::Host);
 
 impl Guests for Wasm {
-    fn recognizes(&self) -> fn(&[u8]) -> bool {
-        wasm::is_wasm
+    fn recognizes(&self) -> fn(&[u8]) -> Result<(), String> {
+        wasm::recognize
     }
 
     fn files(&self, settings: &str) -> Result<Vec<String>, String> {

@@ -70,7 +70,8 @@ impl Images {
 
     /// The wasm layer that `name` means in the image of `container`: the one with this title or
     /// digest. An image's only wasm layer is also meant by `entrypoint`, the first argument of the
-    /// container's own process, whatever that is. `None` where there is no such layer.
+    /// container's own process, whatever that is, unless the image has files and no wasm for
+    /// another platform, of which the container may be. `None` where there is no such layer.
     ///
     /// # Errors
     /// When there are wasm layers but they cannot be used.
@@ -83,37 +84,40 @@ impl Images {
         let Some((store, image)) = self.image_of(container).await else {
             return Ok(None);
         };
+        let is_entrypoint = image::without_function(entrypoint) == name;
         let Some(target) = store.target(&image).await? else {
             let name = name.to_owned();
-            return Err(ImageError::Gone { name, image });
+            return match is_entrypoint {
+                true => Err(ImageError::Gone { name, image }),
+                // What is added to a container is mostly a file, whose name may be wrong.
+                false => Ok(None),
+            };
         };
         let malformed = |reason| StoreError::Malformed {
             image: image.clone(),
             reason,
         };
         let manifests = store.manifests(&image, &target, |platform| {
-            platform.is_none_or(|platform| platform.architecture == "wasm")
+            // What BuildKit says of how it has built an image is for unknown/unknown, and no image.
+            platform.is_none_or(|platform| platform.os != "unknown")
         });
-        let mut manifests = manifests.await?;
-        manifests.retain(|(_, manifest)| manifest.is_wasm());
-        let Some(manifest) = image::meant(manifests, name) else {
+        let Some((manifest, by_any_name)) = image::meant(manifests.await?, name) else {
             return Ok(None);
         };
+        let by_any_name = by_any_name && is_entrypoint;
+        let layers = manifest.wasm_layers();
+        let program = image::named(&layers, name, by_any_name);
+        if program.is_none() && !by_any_name {
+            return Ok(None);
+        }
         let config = manifest.config.blob(&image, "the configuration");
         let config = store.document(&config).await?;
         manifest.check(&config).map_err(malformed)?;
-        let is_entrypoint = image::without_function(entrypoint) == name;
-        let layers = manifest.wasm_layers();
-        let Some(program) = image::named(&layers, name, is_entrypoint) else {
-            return match is_entrypoint {
-                true => Err(ImageError::Ambiguous {
-                    name: name.to_owned(),
-                    image: image.clone(),
-                    layers: image::listed(&layers),
-                }),
-                false => Ok(None),
-            };
-        };
+        let program = program.ok_or_else(|| ImageError::Ambiguous {
+            name: name.to_owned(),
+            image: image.clone(),
+            layers: image::listed(&layers),
+        })?;
         image::check_size(&layers, wasm::MAX_MODULE_BYTES).map_err(malformed)?;
         let mut digests = Vec::new();
         let mut blobs = Vec::new();

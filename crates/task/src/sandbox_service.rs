@@ -1,6 +1,5 @@
 //! containerd 2's Sandbox API: its calls, each for the one sandbox that a daemon serves.
 
-use std::env::consts::ARCH;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -112,8 +111,8 @@ impl containerd_shim::protos::sandbox_async::Sandbox for SandboxService {
         self.daemon.sandbox.get(&request.sandbox_id)?;
         let mut response = PlatformResponse::default();
         let platform = response.platform.mut_or_insert_default();
-        platform.os = "linux".to_owned();
-        platform.architecture = architecture(ARCH).to_owned();
+        let machine = image::Platform::of_this_machine();
+        (platform.os, platform.architecture) = (machine.os, machine.architecture);
         Ok(response)
     }
 
@@ -232,15 +231,6 @@ impl containerd_shim::protos::sandbox_async::Sandbox for SandboxService {
         metrics.timestamp = MessageField::some(timestamp(SystemTime::now()));
         metrics.data = MessageField::some(metrics::to_any(stats));
         Ok(response)
-    }
-}
-
-/// The processor's name in OCI images, which is Go's.
-fn architecture(rusts: &str) -> &str {
-    match rusts {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        same => same,
     }
 }
 

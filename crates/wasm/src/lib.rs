@@ -32,6 +32,7 @@ mod package;
 mod parts;
 mod polling;
 mod recall;
+mod recognize;
 mod sandbox;
 mod serve;
 pub mod settings;
@@ -51,28 +52,7 @@ pub use guest::{EXIT_HOST_FAILURE, EXIT_TIME_OVER, EXIT_TRAP, Guest, Invocation}
 pub use host::{Host, LoadError};
 pub use package::Initialization;
 pub use parts::Parts;
+pub use recognize::{is_wasm, recognize};
 pub use settings::Settings;
 pub use signals::install_termination_handlers;
 pub use worker::{MAX_MODULE_BYTES, WORKER_ACTION, worker_main};
-
-/// Whether a file that begins with `head` is wasm: a core module or a component.
-///
-/// Both start with the same four bytes (WebAssembly core specification, section 5.5.16); fewer
-/// than four bytes are never wasm.
-pub fn is_wasm(head: &[u8]) -> bool {
-    head.starts_with(b"\0asm")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_wasm;
-
-    #[test]
-    fn wasm_is_told_by_its_first_four_bytes() {
-        assert!(is_wasm(b"\0asm\x01\0\0\0"), "a core module");
-        assert!(is_wasm(b"\0asm\x0d\0\x01\0"), "a component");
-        assert!(!is_wasm(b"\0as"), "too short");
-        assert!(!is_wasm(b"\x7fELF"), "an ELF file");
-        assert!(!is_wasm(b""), "an empty file");
-    }
-}

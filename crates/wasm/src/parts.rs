@@ -39,7 +39,8 @@ impl Parts {
         match digests {
             [module] => *module,
             _ => {
-                let mut hash = Sha256::new_with_prefix(b"composed");
+                // The number is another one when they are composed in another way.
+                let mut hash = Sha256::new_with_prefix(b"composed 2");
                 digests.iter().for_each(|digest| hash.update(digest));
                 hash.finalize().into()
             }

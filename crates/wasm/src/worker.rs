@@ -22,6 +22,7 @@ use crate::cache::is_full;
 use crate::engine::Concurrency;
 use crate::initialize::initialize;
 use crate::package::{Job, PACKAGE};
+use crate::recognize::recognize;
 use crate::serve::Handler;
 use crate::settings::Flags;
 use crate::{compose, engine, sandbox, unknown};
@@ -139,9 +140,8 @@ fn write(code: &[u8]) -> io::Result<()> {
 
 /// Compiles `wasm` and checks that everything it imports is there.
 fn compile(wasm: &[u8], flags: &Flags) -> Result<(Kind, Vec<u8>), String> {
-    if wasm.is_empty() {
-        return Err("the file is empty".into());
-    }
+    recognize(&wasm[..wasm.len().min(8)])
+        .map_err(|what| format!("it is {what}, and no wasm module or component"))?;
     if is_component(wasm) {
         let compile = |kind, concurrency, engine: wasmtime::Result<Engine>| {
             let code = compile_component(wasm, &engine.map_err(text)?, concurrency, flags)?;

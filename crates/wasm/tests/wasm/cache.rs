@@ -221,7 +221,7 @@ fn assert_says(text: &str, parts: &[&str]) {
 fn what_is_not_wasm_is_refused_with_the_reason() {
     assert_says(&refusal(b""), &["guest.wasm", "empty"]);
     assert_says(&refusal(b"\0asm"), &["guest.wasm", "unexpected end"]);
-    assert_says(&refusal(b"#!/bin/sh\n"), &["guest.wasm", "magic"]);
+    assert_says(&refusal(b"#!/bin/sh\n"), &["guest.wasm", "a text file"]);
     let whole = wasm(GUEST);
     assert_says(&refusal(&whole[..whole.len() - 3]), &["guest.wasm"]);
     let mut broken = whole;
