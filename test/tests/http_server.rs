@@ -394,6 +394,21 @@ fn as_many_connections_as_there_may_be() -> Result<()> {
     Ok(())
 }
 
+/// Where no thread can be had, who needs one is told, and the others are served.
+#[test]
+fn no_more_threads() -> Result<()> {
+    let engine = Containerd::newest()?;
+    let served = Served::start(&engine, TOOL, |builder| builder)?;
+    served.ensure_status("hello", 200)?;
+    // Without one to spare.
+    served.container.update(json!({"pids": {"limit": 1}}))?;
+    served.ensure_status("read/etc/passwd", 500)?;
+    served.ensure_status("hello", 200)?;
+    served.container.update(json!({"pids": {"limit": -1}}))?;
+    served.ensure_status("read/etc/passwd", 200)?;
+    Ok(())
+}
+
 #[test]
 fn other_limits() -> Result<()> {
     let engine = Containerd::newest()?;

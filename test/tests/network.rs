@@ -218,7 +218,7 @@ fn names(engine: &Containerd) -> Result<()> {
     );
     fs::write(
         &hosts,
-        "127.0.0.1 localhost\n10.1.2.3 from-hosts other-name\n",
+        "127.0.0.1 localhost\n10.1.2.3 from-hosts other-name\n10.1.2.4 twice\n10.1.2.5 twice\n",
     )?;
     fs::write(&resolv, "nameserver 127.0.0.1\n")?;
     let resolve = |name: &str| {
@@ -233,6 +233,7 @@ fn names(engine: &Containerd) -> Result<()> {
     };
     assert_eq!(resolve("from-hosts")?, "10.1.2.3\n");
     assert_eq!(resolve("other-name")?, "10.1.2.3\n");
+    assert_eq!(resolve("twice")?, "10.1.2.4\n10.1.2.5\n");
     assert_eq!(resolve("by-dns.example.com")?, "10.9.8.7\n");
     assert_eq!(resolve("192.0.2.1")?, "192.0.2.1\n");
     Ok(())

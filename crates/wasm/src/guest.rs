@@ -17,6 +17,7 @@ use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder, p2, p3};
 
 use crate::host::INITIALIZE;
 use crate::keyvalue;
+use crate::names;
 use crate::serve::Server;
 use crate::settings::{Limits, Settings, Time};
 use crate::signals;
@@ -113,6 +114,7 @@ impl Guest {
     /// A component that handles requests over HTTP is served instead, until SIGTERM or SIGINT; it
     /// is started as soon as its port is open.
     pub fn run(self, invocation: Invocation, started: &mut dyn FnMut(Result<(), String>)) -> i32 {
+        names::use_all_lines();
         match self.work {
             Work::Once(entry) => entry.run(&self.engine, &invocation, self.settings, started),
             Work::Serve(server) => server.run(&self.engine, &invocation, self.settings, started),
@@ -185,11 +187,17 @@ impl Entry {
         code
     }
 
-    /// An event loop. Guests that can have sockets get a second thread that watches them: one that
+    /// An event loop. Guests that can have sockets get a second thread that watches them, if there is one to be had: one that
     /// polls without ever waiting would never see an event otherwise.
     fn runtime(&self) -> io::Result<Runtime> {
+        // Without a thread tokio would panic.
+        let is_free = || {
+            thread::Builder::new()
+                .spawn(|| ())
+                .map(thread::JoinHandle::join)
+        };
         let mut builder = match self {
-            Self::Component { sockets: true, .. } => {
+            Self::Component { sockets: true, .. } if is_free().is_ok() => {
                 let mut builder = Builder::new_multi_thread();
                 builder.worker_threads(1);
                 builder

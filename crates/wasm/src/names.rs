@@ -29,3 +29,12 @@ pub(crate) fn use_builtin_sources() -> std::io::Result<()> {
         _ => Err(std::io::Error::last_os_error()),
     }
 }
+
+/// Has all lines of /etc/hosts count that have a name, not the first alone: `localhost` is mostly two. It is what /etc/host.conf
+/// says on hosts (`multi on`, host.conf(5)), and images have none.
+///
+/// To be called while the process has one thread, and before the first look-up.
+pub(crate) fn use_all_lines() {
+    // SAFETY: nobody reads the environment meanwhile, as there is one thread.
+    unsafe { std::env::set_var("RESOLV_MULTI", "on") };
+}

@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -137,7 +138,14 @@ impl Call {
 
 impl Work {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        if let Poll::Ready((instance, result)) = self.guest.as_mut().poll(context) {
+        let guest = AssertUnwindSafe(|| self.guest.as_mut().poll(context));
+        let Ok(polled) = catch_unwind(guest) else {
+            // Mostly for want of a thread: the host's fault, of which others are not to suffer. It may not be polled again.
+            return Poll::Ready(Err(Failure::Other(wasmtime::format_err!(
+                "the host panicked while the guest was at work"
+            ))));
+        };
+        if let Poll::Ready((instance, result)) = polled {
             if let Err(error) = &result {
                 self.count(figures::Failure::of(error));
                 complain(self.plain.maker.name(), error);
