@@ -96,7 +96,7 @@ pub struct Build {
     stop_signal: Option<String>,
 
     /// A file of this machine and its path in the image, or, with a / at its end, the folder to
-    /// put it into; or a directory and where to put what it holds; repeatable
+    /// put it into; or a directory and where to put what it holds; with their modes; repeatable
     #[arg(long, value_name = "SRC:DEST", value_parser = pair)]
     add: Vec<(String, String)>,
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::Wasm;
 use wasmparser::{Encoding, Parser, Payload};
 
@@ -19,7 +19,11 @@ pub fn inspect(path: &Path) -> Result<Wasm> {
         image::Error::Kind(path.into())
     );
     let bytes = fs::read(path).with_context(failed)?;
-    contents(&bytes).with_context(|| {
+    let recognized = wasm::recognize(&bytes[..bytes.len().min(8)]);
+    let contents = recognized
+        .map_err(|what| anyhow!("it is {what}"))
+        .and_then(|()| contents(&bytes));
+    contents.with_context(|| {
         format!(
             "{} is not a wasm module or component, and an artifact is nothing else",
             path.display()

@@ -263,7 +263,7 @@ fn mistakes_are_named_and_leave_no_file() {
         (&["build", "-t", "a", "-o", "o.tar"], "<APP>"),
         (
             &["build", "app.wasm", "-t", "a", "-o", "o.tar", "--artifact"],
-            "not a wasm module",
+            "it is an empty file",
         ),
         (
             &[

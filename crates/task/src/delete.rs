@@ -4,6 +4,7 @@
 //! order. A daemon that is there may have others' containers, or this one, if containerd has given it
 //! up; then the daemon frees it.
 
+use std::fmt::Arguments;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -70,7 +71,7 @@ pub fn delete(flags: &Flags) -> io::Result<()> {
             is_begun,
         };
         if let Err(error) = container::delete_orphan(&orphan) {
-            eprintln!("freeing container {}: {error}", flags.id);
+            say(format_args!("freeing container {}: {error}", flags.id));
         }
     }
     // The kernel closes what a killed daemon had open one after the other.
@@ -123,12 +124,17 @@ fn sockets(flags: &Flags, bundle: &Path) -> Vec<String> {
     all
 }
 
+/// Tells containerd, which has it in its log; it may be gone.
+fn say(text: Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Removes `socket` if nobody listens there any more; whether it is gone, or cannot be removed.
 fn remove_dead(socket: &str) -> bool {
     match socket::remove_dead(socket_path(socket)) {
         Ok(lives) => !lives,
         Err(error) => {
-            eprintln!("removing {socket}: {error}");
+            say(format_args!("removing {socket}: {error}"));
             true
         }
     }
@@ -152,7 +158,7 @@ fn have_freed(socket: &str, id: &str) -> Answer {
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("asking the daemon at {socket}: {error}");
+            say(format_args!("asking the daemon at {socket}: {error}"));
             return Answer::Nothing;
         }
     };
