@@ -797,6 +797,19 @@ impl Container<'_> {
         })
     }
 
+    /// Has the task deleted, and gives that up after so much time.
+    ///
+    /// # Errors
+    /// The answer of the call, that it was given up too.
+    pub fn delete_within(&self, time: Duration) -> Result<()> {
+        let mut request = self.engine.request(DeleteTaskRequest {
+            container_id: self.id.clone(),
+        });
+        request.set_timeout(time);
+        call(self.engine.client().tasks().delete(request))?;
+        Ok(())
+    }
+
     /// Gives bytes to the task's standard input.
     pub fn feed(&self, bytes: &[u8]) {
         if let Some(stdio) = self.stdio.as_ref().filter(|_| !bytes.is_empty()) {

@@ -27,6 +27,7 @@ each_containerd!(
     entrypoints_that_are_no_programs,
     no_rootfs,
     broken_specifications,
+    bad_processes,
     bad_mounts,
     passwd_that_is_a_pipe,
     missing_namespace,
@@ -248,6 +249,47 @@ fn broken_specifications(engine: &Containerd) -> Result<()> {
             text.to_lowercase().contains(&named.to_lowercase()),
             "{case}: no {named:?} in: {text}"
         );
+    }
+    Ok(())
+}
+
+/// Who cannot have what it asks for is told what that was.
+fn bad_processes(engine: &Containerd) -> Result<()> {
+    for program in ["/hello.wasm", "/bin/true"] {
+        let builder =
+            || Ok::<_, anyhow::Error>(engine.container(&Rootfs::guests()?).args([program]));
+        refused(
+            "a relative folder",
+            builder()?.cwd("rel/x"),
+            &["\"rel/x\"", "absolute"],
+        )?;
+        refused(
+            "a file for a folder",
+            builder()?.cwd("/etc/passwd/x"),
+            &[
+                "entering the working directory /etc/passwd/x",
+                "making the working directory",
+                "Not a directory",
+            ],
+        )?;
+        refused(
+            "a variable without a name",
+            builder()?.env("", "x"),
+            &["\"=x\""],
+        )?;
+        refused(
+            "a NUL in a variable",
+            builder()?.env("k", "x\0y"),
+            &["k=x\\0y"],
+        )?;
+        let nul = engine.container(&Rootfs::guests()?).args([program, "a\0b"]);
+        refused("a NUL in an argument", nul, &["a\\0b"])?;
+        let sysctl = builder()?.spec(|spec| spec["linux"]["sysctl"] = json!({"net.foo.bar": "1"}));
+        refused(
+            "a sysctl that is none",
+            sysctl,
+            &["No such file or directory"],
+        )?;
     }
     Ok(())
 }

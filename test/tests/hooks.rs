@@ -1,10 +1,13 @@
 //! OCI hooks: each is run at its point, with the container's state on its
 //! standard input. The same checks run for runc, which says what is right.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
-use lighter_test::{Container, Containerd, RUNC, Rootfs, WASMTIME, each_containerd, eventually};
+use containerd_client::tonic::Code;
+use lighter_test::{
+    Container, Containerd, RUNC, Rootfs, WASMTIME, code, each_containerd, eventually,
+};
 use serde_json::{Value, json};
 
 each_containerd!(
@@ -16,6 +19,7 @@ each_containerd!(
     hooks_of_the_end_cannot_fail_it,
     environment_and_arguments,
     later_hooks_see_the_files,
+    a_delete_that_is_given_up,
 );
 
 const PROGRAMS: [(&str, [&str; 3]); 3] = [
@@ -62,6 +66,38 @@ fn later_hooks_see_the_files(engine: &Containerd) -> Result<()> {
             assert_eq!(seen, points, "{runtime} {args:?}");
         }
     }
+    Ok(())
+}
+
+/// Who gives a delete up and asks again has the hooks run once.
+fn a_delete_that_is_given_up(engine: &Containerd) -> Result<()> {
+    let folder = tempfile::tempdir_in(engine.folder())?;
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let script = format!(
+        "echo ran >> {}; while ! test -e {}; do sleep 0.1; done",
+        path("ran"),
+        path("go")
+    );
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+    let mut container = engine
+        .container(&Rootfs::guests()?)
+        .args(["/tool.wasm", "exit", "5"])
+        .hook("poststop", hook)
+        .create()?;
+    container.start()?;
+    assert_eq!(container.wait()?.status, 5);
+    container
+        .delete_within(Duration::from_millis(500))
+        .expect_err("the hook waits");
+    let ran = || fs::read_to_string(path("ran")).unwrap_or_default();
+    eventually("the hook has begun", || (!ran().is_empty()).then_some(()))?;
+    fs::write(path("go"), "")?;
+    // The first may have come to its end by now, and then there is nothing to delete.
+    match container.delete() {
+        Err(error) if code(&error) != Code::NotFound => return Err(error),
+        _ => {}
+    }
+    assert_eq!(ran(), "ran\n");
     Ok(())
 }
 

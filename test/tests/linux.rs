@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use lighter_test::{
-    Builder, Containerd, RUNC, Rootfs, WASMTIME, each_containerd, options::RuncOptions, spec::mount,
+    Builder, Containerd, RUNC, Rootfs, WASMTIME, each_containerd, eventually, options::RuncOptions,
+    spec::mount,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -28,6 +29,8 @@ each_containerd!(
     mount_options,
     propagation,
     propagation_of_each,
+    paths_as_they_are_written,
+    orphans,
     devices_of_the_host,
     devices_of_the_host_alone,
     user_and_groups,
@@ -36,6 +39,7 @@ each_containerd!(
     user_namespaces,
     devices,
     devices_without_rules,
+    devices_by_wildcards,
     session_keyring,
     hostname,
     environment_and_cwd,
@@ -621,6 +625,8 @@ fn propagation_of_each(engine: &Containerd) -> Result<()> {
             (json!("rshared"), ["rshared", "rprivate"]),
             (json!(null), ["rslave", "rprivate"]),
             (json!(null), ["rshared", "rslave"]),
+            // Without a word it is as the root: what Docker says of a named volume beside its own files.
+            (json!(null), ["rw", "rprivate"]),
         ] {
             let text = same(engine, script, |b| {
                 b.bind(&place("a"), "/a", &["rbind", options[0]])
@@ -636,6 +642,69 @@ fn propagation_of_each(engine: &Containerd) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// What is to be mounted and entered is found by the words alone, and made; a file system of the kernel's has no source.
+fn paths_as_they_are_written(engine: &Containerd) -> Result<()> {
+    let folder = tempfile::tempdir_in(engine.folder())?;
+    std::fs::write(folder.path().join("key"), "value\n")?;
+    let script = "pwd; cat /config/key; sed -n 's,^[^ ]* \\(/\\(scratch\\|config\\) [^ ]*\\) .*$,\\1,p' /proc/mounts | sort";
+    let text = same(engine, script, |b| {
+        b.bind(folder.path(), "/absent/bin/../../config", &["rbind"])
+            .mount(json!({"destination": "/absent/../scratch", "type": "tmpfs"}))
+            .cwd("/other/../work/./here")
+    })?;
+    let (place, rest) = text.split_once('\n').unwrap_or_default();
+    assert_eq!(place, "/work/here");
+    assert!(
+        rest.starts_with("value\n") && rest.ends_with("/scratch tmpfs\n"),
+        "{rest}"
+    );
+    // An added process has the same, but makes nothing.
+    let host = engine
+        .container(&rootfs()?)
+        .args(["/bin/sleep", "1000"])
+        .create()?;
+    host.start()?;
+    let exec = host
+        .exec(["/bin/pwd"])?
+        .with("/cwd", json!("/absent/../data"));
+    assert_eq!(exec.run()?.success()?, "/data\n");
+    Ok(())
+}
+
+/// What a container leaves behind in a pid namespace that is not its own is the shim's child, as under runc, not pid 1's, which may
+/// reap nobody.
+fn orphans(engine: &Containerd) -> Result<()> {
+    for runtime in [RUNC, WASMTIME] {
+        let container = engine
+            .container(&rootfs()?)
+            .runtime(runtime)
+            .args(["/bin/sh", "-c", "(sleep 1234 &); echo left; sleep 1000"])
+            .spec(|spec| {
+                let namespaces = spec["linux"]["namespaces"].as_array_mut();
+                namespaces
+                    .expect("namespaces")
+                    .retain(|one| one["type"] != "pid");
+            })
+            .create()?;
+        container.start()?;
+        container.wait_for_output("left")?;
+        let orphan = eventually("the orphan is there", || {
+            container.pids().ok()?.into_iter().find(|pid| {
+                let line = std::fs::read(format!("/proc/{pid}/cmdline"));
+                line.is_ok_and(|line| line.ends_with(b"sleep\x001234\0"))
+            })
+        })?;
+        let status = std::fs::read_to_string(format!("/proc/{orphan}/status"))?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        let parent: u32 = parent.unwrap_or_default().trim().parse()?;
+        let line = std::fs::read_to_string(format!("/proc/{parent}/cmdline"))?;
+        assert!(line.contains("containerd-shim"), "{runtime}: {line}");
+        container.kill(Signal::SIGKILL)?;
+        container.finish()?;
+    }
+    Ok(())
 }
 
 /// The host's own /dev, or what stands for it, is taken as it is, and nothing is made in it.
@@ -896,6 +965,24 @@ fn devices(engine: &Containerd) -> Result<()> {
 }
 
 /// A configuration that says nothing of devices allows those that every container has.
+/// Engines write -1 for all of a kind.
+fn devices_by_wildcards(engine: &Containerd) -> Result<()> {
+    let script =
+        "cd /dev; mknod other c 1 5; mknod disk b 7 0; head -c 1 other | wc -c; head -c 1 disk";
+    let text = same(engine, &format!("{{ {script}; true; }} 2>&1"), |builder| {
+        builder.spec(|spec| {
+            spec["linux"]["resources"]["devices"] = json!([
+                {"allow": false, "access": "rwm"},
+                {"allow": true, "type": "c", "major": 42, "minor": -1, "access": "rwm"},
+                {"allow": true, "type": "c", "major": -1, "minor": -1, "access": "rwm"},
+            ]);
+        })
+    })?;
+    assert!(text.starts_with("1\n"), "{text}");
+    assert!(text.contains("Operation not permitted"), "{text}");
+    Ok(())
+}
+
 fn devices_without_rules(engine: &Containerd) -> Result<()> {
     let script = "cd /dev; mknod other b 7 0; head -c 1 other; head -c 3 zero | wc -c";
     for changed in ["/linux/resources", "/linux"] {

@@ -12,6 +12,7 @@ use lighter_test::{
     Containerd, RUNC, Rootfs, WASMTIME, each_containerd, eventually, leaks::ensure_dead,
 };
 use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
     sys::{
         signal::{Signal, kill},
         stat::Mode,
@@ -29,8 +30,51 @@ each_containerd!(
     refused,
     ends_with_its_daemon,
     dies_alone,
+    a_full_file,
     ctr_run
 );
+
+/// A file that takes no more is no reason for a container to end, and takes what comes when there is room again.
+fn a_full_file(engine: &Containerd) -> Result<()> {
+    let disk = tempfile::tempdir_in(engine.folder())?;
+    let size = Some("size=64k");
+    mount(
+        Some("tmpfs"),
+        disk.path(),
+        Some("tmpfs"),
+        MsFlags::empty(),
+        size,
+    )?;
+    let log = disk.path().join("log");
+    let script =
+        "head -c 1000000 /dev/zero && while ! test -e /tmp/room; do sleep 0.1; done; echo again";
+    let container = engine
+        .container(&Rootfs::guests()?)
+        .args(["/bin/sh", "-c", script])
+        .streams("", &format!("file://{}", log.display()), "")
+        .create()?;
+    container.start()?;
+    let full = |size: u64| fs::metadata(&log).is_ok_and(|log| log.len() >= size);
+    eventually("the disk is full", || full(60_000).then_some(()))?;
+    eventually("all has been taken", || {
+        let processes = container.processes().ok()?;
+        let names = processes
+            .iter()
+            .map(|(pid, _)| fs::read_to_string(format!("/proc/{pid}/comm")));
+        (!names.flatten().any(|name| name == "head\n")).then_some(())
+    })?;
+    fs::OpenOptions::new().write(true).open(&log)?.set_len(0)?;
+    container
+        .exec(["/bin/touch", "/tmp/room"])?
+        .run()?
+        .success()?;
+    assert_eq!(container.wait()?.status, 0);
+    container.finish()?;
+    let logged = fs::read(&log)?;
+    umount2(disk.path(), MntFlags::MNT_DETACH)?;
+    assert!(logged.ends_with(b"again\n"), "{} bytes", logged.len());
+    Ok(())
+}
 
 /// What a logger was given goes to the folder that its argument `to` names: once it is ready what
 /// it was started with, and then both streams. `rest` is what it does at their end.
