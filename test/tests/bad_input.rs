@@ -261,29 +261,32 @@ fn bad_processes(engine: &Containerd) -> Result<()> {
         refused(
             "a relative folder",
             builder()?.cwd("rel/x"),
-            &["\"rel/x\"", "absolute"],
+            &["rel/x", "absolute"],
         )?;
         refused(
             "a file for a folder",
             builder()?.cwd("/etc/passwd/x"),
             &[
-                "entering the working directory /etc/passwd/x",
-                "making the working directory",
+                "making the working directory /etc/passwd/x",
                 "Not a directory",
             ],
         )?;
         refused(
             "a variable without a name",
             builder()?.env("", "x"),
-            &["\"=x\""],
+            &["=x", "has no name"],
         )?;
         refused(
             "a NUL in a variable",
             builder()?.env("k", "x\0y"),
-            &["k=x\\0y"],
+            &["k=x", "has a NUL in it"],
         )?;
         let nul = engine.container(&Rootfs::guests()?).args([program, "a\0b"]);
-        refused("a NUL in an argument", nul, &["a\\0b"])?;
+        refused(
+            "a NUL in an argument",
+            nul,
+            &["argument", "has a NUL in it"],
+        )?;
         let sysctl = builder()?.spec(|spec| spec["linux"]["sysctl"] = json!({"net.foo.bar": "1"}));
         refused(
             "a sysctl that is none",

@@ -92,10 +92,10 @@ fn a_delete_that_is_given_up(engine: &Containerd) -> Result<()> {
     let ran = || fs::read_to_string(path("ran")).unwrap_or_default();
     eventually("the hook has begun", || (!ran().is_empty()).then_some(()))?;
     fs::write(path("go"), "")?;
-    // The first may have come to its end by now, and then there is nothing to delete.
     match container.delete() {
-        Err(error) if code(&error) != Code::NotFound => return Err(error),
-        _ => {}
+        Ok(exit) => assert_eq!(exit.status, 5),
+        // The first has come to its end by now.
+        Err(error) => assert_eq!(code(&error), Code::NotFound, "{error:#}"),
     }
     assert_eq!(ran(), "ran\n");
     Ok(())

@@ -268,7 +268,11 @@ struct Narrow(PathBuf);
 
 impl Narrow {
     fn around(engine: &Containerd, id: &str) -> Result<Self> {
-        let place = Path::new("/sys/fs/cgroup/pids").join(format!("{}-shim", engine.new_id("n")));
+        let place = Path::new("/sys/fs/cgroup/pids").join(format!(
+            "{}-{}",
+            engine.namespace(),
+            engine.new_id("shim")
+        ));
         fs::create_dir(&place)?;
         let narrow = Self(place);
         for shim in engine.shims_of(id) {

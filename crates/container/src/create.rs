@@ -1,6 +1,5 @@
 //! What a helper of the zygote does to create a container.
 
-use std::cell::RefCell;
 use std::fs;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
@@ -66,12 +65,7 @@ pub(crate) fn create(
         .and_then(|()| mounts::check(&bundle.spec, &bundle.path))
         .and_then(|()| adapt(&mut bundle, request))
         .and_then(|apart| {
-            // Entering it then fails.
-            let unmade = RefCell::new(None);
-            let is_inside = cwd::make(&bundle).unwrap_or_else(|reason| {
-                unmade.replace(Some(reason));
-                false
-            });
+            let is_inside = cwd::make(&bundle)?;
             let can_build = build::can_build(&bundle, request);
             // Not in config.json, by which processes are added.
             let spec = &mut bundle.spec;
@@ -96,10 +90,10 @@ pub(crate) fn create(
                     }
                     mounts::inside(init, &bundle.path, || {
                         late.carry_out(&bundle.rootfs, &bundle.path)?;
-                        if is_inside && let Err(reason) = cwd::make_inside(&bundle) {
-                            unmade.replace(Some(reason));
+                        match is_inside {
+                            true => cwd::make_inside(&bundle),
+                            false => Ok(()),
                         }
-                        Ok(())
                     })
                 };
                 let entered = || {
@@ -111,13 +105,7 @@ pub(crate) fn create(
             } else {
                 build_with_libcontainer(&bundle, request, init, console, streams)
             };
-            built.map_err(|error| {
-                let error = explain(&error, captured.first());
-                match unmade.take() {
-                    Some(reason) => format!("{error}; {reason}"),
-                    None => error,
-                }
-            })
+            built.map_err(|error| explain(&error, captured.first()))
         });
     let finish = |pid| {
         if request.by_systemd() {

@@ -1,5 +1,4 @@
-//! The process's working directory. It is made where it is missing, as runc does: as the container's root. Where it cannot be
-//! made (on a read-only file system, say), entering it fails.
+//! The process's working directory. It is made where it is missing, as runc does: as the container's root.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -9,9 +8,9 @@ use nix::errno::Errno;
 use nix::unistd::{chdir, getcwd, setfsgid, setfsuid};
 use oci_spec::runtime::{Mount, Process};
 use pathrs::Root;
+use pathrs::error::ErrorKind;
 
 use crate::bundle::Bundle;
-use crate::explain::explain;
 use crate::mounts::{has, is_bind};
 use crate::paths;
 
@@ -95,6 +94,16 @@ fn volume(mount: &Mount) -> Option<&Path> {
     source.filter(|_| is_bind(mount) && !has(mount, "ro") && !has(mount, "rro"))
 }
 
+/// What tells that there is no such folder, and cannot be. For any other reason it may be there, on a share that keeps root out
+/// for one, and entering it will tell.
+const HOPELESS: [i32; 5] = [
+    libc::ENOTDIR,
+    libc::EROFS,
+    libc::ENOSPC,
+    libc::EDQUOT,
+    libc::ENAMETOOLONG,
+];
+
 /// Makes `cwd` below `above`, whatever symbolic links that holds.
 fn make_below(bundle: &Bundle, above: &Path, cwd: &Path) -> Result<(), String> {
     let (user, group) = bundle.root();
@@ -105,9 +114,18 @@ fn make_below(bundle: &Bundle, above: &Path, cwd: &Path) -> Result<(), String> {
         setfsuid(user);
         made
     });
+    let Err(error) = made else {
+        return Ok(());
+    };
     let place = bundle.process().map_or(cwd, |process| process.cwd());
-    made.map(drop).map_err(|error| {
-        let reason = explain(&error, None);
-        format!("making the working directory {}: {reason}", place.display())
-    })
+    let told = format!("making the working directory {}", place.display());
+    match error.kind() {
+        ErrorKind::OsError(Some(errno)) if HOPELESS.contains(&errno) => {
+            Err(format!("{told}: {}", Errno::from_raw(errno).desc()))
+        }
+        _ => {
+            log::debug!("{told}: {error}");
+            Ok(())
+        }
+    }
 }

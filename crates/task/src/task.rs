@@ -185,23 +185,20 @@ impl Task {
             Phase::Paused => {
                 return Err(Error::Unknown("cannot delete a paused process".into()));
             }
-            Phase::Deleted => {
-                return Err(Error::Unknown("cannot delete a deleted process".into()));
-            }
             Phase::Created => {
                 drop(phase);
                 // An init that has gone meanwhile is as good as killed.
                 let _ = signal(&self.container.init, Signal::SIGKILL as u32);
                 self.wait().await;
                 phase = self.lifecycle.lock().await;
-                // Another may have been faster.
-                if *phase == Phase::Deleted {
-                    return Err(Error::Unknown("cannot delete a deleted process".into()));
-                }
             }
-            Phase::Stopped => {}
+            Phase::Stopped | Phase::Deleted => {}
         }
         let exit = self.wait().await;
+        // By another call, which its client has given up perhaps.
+        if *phase == Phase::Deleted {
+            return Ok(exit);
+        }
         let deleted = self.container.delete(&daemon.zygote).await;
         // With the pid namespace all have ended who write, so it comes to an end if it is read; else somebody may have got away.
         let most = (!self.owns_pid_namespace).then_some(DRAIN);
