@@ -46,6 +46,7 @@ each_containerd!(
     unknown_capabilities,
     variables_given_twice,
     resources,
+    little_time,
     oom_score,
     umask,
 );
@@ -1204,6 +1205,28 @@ fn resources(engine: &Containerd) -> Result<()> {
         seen[0].iter().any(|line| line.ends_with(": 77")),
         "{seen:?}"
     );
+    Ok(())
+}
+
+/// A container that gets little of a processor does not wait for it before it has begun.
+fn little_time(engine: &Containerd) -> Result<()> {
+    for args in [["/bin/sleep", "1000"], ["/tool.wasm", "sleep"]] {
+        let container = engine
+            .container(&rootfs()?)
+            .args(args)
+            .spec(|spec| {
+                spec["linux"]["resources"]["cpu"] = json!({"quota": 1000, "period": 100_000});
+            })
+            .create()?;
+        assert_eq!(
+            container.cgroup_file("cpu", "cpu.cfs_quota_us")?.trim(),
+            "1000"
+        );
+        let stat = container.cgroup_file("cpu", "cpu.stat")?;
+        assert!(stat.contains("nr_throttled 0\n"), "{args:?}: {stat}");
+        container.kill(Signal::SIGKILL)?;
+        container.finish()?;
+    }
     Ok(())
 }
 

@@ -39,7 +39,7 @@ use libcontainer::validator::Validator;
 use libcontainer::{apparmor, seccomp, tty, utils};
 use nix::sys::prctl;
 use nix::unistd::Uid;
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{LinuxCpu, LinuxResources, Mount, Spec};
 
 use self::intermediate::{born_into, intermediate_process, prepare};
 use self::place::{Birth, Place};
@@ -203,8 +203,9 @@ fn main_process(
 ) -> Result<i32> {
     let spec = &args.spec;
     cgroup.make().map_err(other)?;
+    let (limits, time) = limits(spec);
     // What the init is charged for begins with its limits.
-    limit(spec, cgroup)?;
+    cgroup.limit(&limits).map_err(other)?;
     let place = Place::of(cgroup).map_err(other)?;
     let (mut inside, pipe) = io::pipe().map_err(LibcontainerError::OtherIO)?;
     init.until_inside(pipe);
@@ -247,6 +248,7 @@ fn main_process(
     let _ = inside.read(&mut [0]);
     entered();
     from_init.wait_for_init_ready().map_err(channel_failed)?;
+    cgroup.update(&time, None).map_err(other)?;
     Ok(pid)
 }
 
@@ -283,13 +285,24 @@ fn through_intermediate(
     born.map_err(other)
 }
 
-/// Sets the limits of the container's cgroup.
-fn limit(spec: &Spec, cgroup: &Cgroup) -> Result<()> {
+/// The limits that the container's init is to begin with, and those of the processor's time for when it has come to where it waits
+/// for its start: on its way there it runs nothing of the container's, and with a hundredth of a processor that takes
+/// half a second.
+fn limits(spec: &Spec) -> (LinuxResources, LinuxResources) {
     let linux = spec.linux().as_ref();
-    match linux.and_then(|linux| linux.resources().as_ref()) {
-        Some(resources) => cgroup.limit(resources).map_err(other),
-        None => Ok(()),
+    let resources = linux.and_then(|linux| linux.resources().clone());
+    let (mut limits, mut time) = (resources.unwrap_or_default(), LinuxResources::default());
+    if let Some(mut cpu) = limits.cpu().clone() {
+        let mut later = LinuxCpu::default();
+        later
+            .set_quota(cpu.quota())
+            .set_period(cpu.period())
+            .set_burst(cpu.burst());
+        cpu.set_quota(None).set_period(None).set_burst(None);
+        limits.set_cpu(Some(cpu));
+        time.set_cpu(Some(later));
     }
+    (limits, time)
 }
 
 /// Is libcontainer's init, which becomes the container's program. Where it does not, or has not `entered` the cgroup, the helper is
