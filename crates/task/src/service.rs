@@ -197,7 +197,13 @@ impl Service {
         match process {
             Process::Init(task) => {
                 let exit = task.delete(&self.daemon).await?;
-                self.forget(task.id(), &task.bundle());
+                // Another call may have freed it, and its id be a new container's by now.
+                let is_its =
+                    |slot: &Slot| matches!(slot, Slot::Task(its) if Arc::ptr_eq(its, &task));
+                let is_known = self.tasks().get(task.id()).is_some_and(is_its);
+                if is_known {
+                    self.forget(task.id(), &task.bundle());
+                }
                 Ok((task.pid(), Some(exit)))
             }
             Process::Exec(_, exec) => {
