@@ -951,7 +951,8 @@ fn pulled(cri: &Cri) -> Result<()> {
             image: Some(spec(&name)),
         };
         let pulled = call(cri.images().pull_image(request));
-        if engine.version() == Version::V1_6 {
+        // One with files has a diff id for every layer that 1.6 counts.
+        if engine.version() == Version::V1_6 && kind != "artifact with files" {
             let error = pulled.expect_err("containerd 1.6 wants a diff id for every layer");
             assert!(error.message().contains(MISMATCH), "{error}");
             continue;

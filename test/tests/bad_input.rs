@@ -514,7 +514,7 @@ fn bad_options(engine: &Containerd) -> Result<()> {
     refused(
         "no TOML",
         builder()?.options(RuntimeOptions::body("cache_dir = ")),
-        &["cache_dir"],
+        &["the runtime options, line 1"],
     )?;
     refused(
         "an unknown key",

@@ -1,7 +1,12 @@
 //! Creates that are given up while a guest is being compiled: by a deadline, as a kubelet's, or by a
-//! client that goes away.
+//! client that goes away. Calls that the shim has no thread for.
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use containerd_client::tonic::Code;
@@ -17,12 +22,14 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::json;
 use tokio::sync::oneshot;
 
 each_containerd!(
     the_next_attempt_finds_it_compiled,
     a_caller_that_goes_away,
     an_end_while_an_exec_is_compiled,
+    without_a_thread,
 );
 
 mod pods {
@@ -259,4 +266,66 @@ fn a_caller_that_goes_away(engine: &Containerd) -> Result<()> {
     workshop.container(&[&workshop.program]).run()?.success()?;
     assert_eq!(workshop.told("compiling it"), 2);
     Ok(())
+}
+
+/// A cgroup for the shim itself, in which there may be no more threads than there are.
+struct Narrow(PathBuf);
+
+impl Narrow {
+    fn around(engine: &Containerd, id: &str) -> Result<Self> {
+        let place = Path::new("/sys/fs/cgroup/pids").join(format!(
+            "{}-{}",
+            engine.namespace(),
+            engine.new_id("shim")
+        ));
+        fs::create_dir(&place)?;
+        let narrow = Self(place);
+        for shim in engine.shims_of(id) {
+            fs::write(narrow.0.join("cgroup.procs"), shim.to_string())?;
+        }
+        narrow.allow("0")?;
+        Ok(narrow)
+    }
+
+    fn allow(&self, most: &str) -> Result<()> {
+        Ok(fs::write(self.0.join("pids.max"), most)?)
+    }
+}
+
+impl Drop for Narrow {
+    fn drop(&mut self) {
+        let procs = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+        for pid in procs.lines() {
+            let _ = fs::write("/sys/fs/cgroup/pids/cgroup.procs", pid);
+        }
+        // Who is ending holds it for a moment.
+        let _ = eventually("the cgroup is free", || fs::remove_dir(&self.0).ok());
+    }
+}
+
+/// Where no thread can be had for it, a call fails and says so, and does its work when it is made again.
+fn without_a_thread(engine: &Containerd) -> Result<()> {
+    let container = engine
+        .container(&Rootfs::guests()?)
+        .args(["/bin/sleep", "1000"])
+        .create()?;
+    container.start()?;
+    let narrow = Narrow::around(engine, container.id())?;
+    let error = container.pause().expect_err("there is no thread");
+    assert!(
+        format!("{error:#}").contains("starting a thread"),
+        "{error:#}"
+    );
+    let update = json!({"pids": {"limit": 20}});
+    let error = container.update(update.clone()).expect_err("likewise");
+    assert!(
+        format!("{error:#}").contains("starting a thread"),
+        "{error:#}"
+    );
+    narrow.allow("max")?;
+    container.pause()?;
+    container.resume()?;
+    container.update(update)?;
+    container.kill(Signal::SIGKILL)?;
+    container.finish().map(drop)
 }

@@ -31,38 +31,52 @@ each_containerd!(
     ends_with_its_daemon,
     dies_alone,
     a_full_file,
+    an_endless_writer,
     ctr_run
 );
 
+/// A small file system.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    /// Of more than a pipe holds.
+    fn new(engine: &Containerd) -> Result<Self> {
+        let disk = Self(tempfile::tempdir_in(engine.folder())?);
+        let size = Some("size=256k");
+        mount(
+            Some("tmpfs"),
+            disk.0.path(),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            size,
+        )?;
+        Ok(disk)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
 /// A file that takes no more is no reason for a container to end, and takes what comes when there is room again.
 fn a_full_file(engine: &Containerd) -> Result<()> {
-    let disk = tempfile::tempdir_in(engine.folder())?;
-    let size = Some("size=64k");
-    mount(
-        Some("tmpfs"),
-        disk.path(),
-        Some("tmpfs"),
-        MsFlags::empty(),
-        size,
-    )?;
-    let log = disk.path().join("log");
-    let script =
-        "head -c 1000000 /dev/zero && while ! test -e /tmp/room; do sleep 0.1; done; echo again";
+    let disk = Disk::new(engine)?;
+    let log = disk.0.path().join("log");
+    let script = "head -c 1000000 /dev/zero && echo all > /tmp/taken; \
+        while ! test -e /tmp/room; do sleep 0.1; done; echo again";
     let container = engine
         .container(&Rootfs::guests()?)
         .args(["/bin/sh", "-c", script])
         .streams("", &format!("file://{}", log.display()), "")
         .create()?;
     container.start()?;
-    let full = |size: u64| fs::metadata(&log).is_ok_and(|log| log.len() >= size);
-    eventually("the disk is full", || full(60_000).then_some(()))?;
+    let taken = format!("/proc/{}/root/tmp/taken", container.pid());
     eventually("all has been taken", || {
-        let processes = container.processes().ok()?;
-        let names = processes
-            .iter()
-            .map(|(pid, _)| fs::read_to_string(format!("/proc/{pid}/comm")));
-        (!names.flatten().any(|name| name == "head\n")).then_some(())
+        Path::new(&taken).exists().then_some(())
     })?;
+    // What is in the pipe still has room now.
     fs::OpenOptions::new().write(true).open(&log)?.set_len(0)?;
     container
         .exec(["/bin/touch", "/tmp/room"])?
@@ -71,8 +85,28 @@ fn a_full_file(engine: &Containerd) -> Result<()> {
     assert_eq!(container.wait()?.status, 0);
     container.finish()?;
     let logged = fs::read(&log)?;
-    umount2(disk.path(), MntFlags::MNT_DETACH)?;
     assert!(logged.ends_with(b"again\n"), "{} bytes", logged.len());
+    Ok(())
+}
+
+/// Who writes without end to a file is killed as any other: its shim has time for calls.
+fn an_endless_writer(engine: &Containerd) -> Result<()> {
+    let disk = Disk::new(engine)?;
+    let log = disk.0.path().join("log");
+    let container = engine
+        .container(&Rootfs::guests()?)
+        .args(["/bin/yes"])
+        .streams("", &format!("file://{}", log.display()), "")
+        .create()?;
+    container.start()?;
+    eventually("the disk is full", || {
+        fs::metadata(&log)
+            .is_ok_and(|log| log.len() > 200_000)
+            .then_some(())
+    })?;
+    assert_eq!(container.exec(["/bin/true"])?.run()?.status, 0);
+    container.kill(Signal::SIGKILL)?;
+    assert_eq!(container.finish()?.status, 137);
     Ok(())
 }
 

@@ -1,7 +1,6 @@
 //! Pause and Resume. What they answer in which state is asked of containerd's own runtime too.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use containerd_client::types::v1::Status;
@@ -11,7 +10,6 @@ use lighter_test::{
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
 
 each_containerd!(
     stand_still,
@@ -21,7 +19,6 @@ each_containerd!(
     signals_wait,
     in_a_shared_pid_namespace,
     without_a_daemon,
-    without_a_thread,
 );
 
 const FORKS: &str = "echo looping; while :; do (:); done";
@@ -261,65 +258,4 @@ fn without_a_daemon(engine: &Containerd) -> Result<()> {
         engine.ensure_gone(&id)?;
     }
     Ok(())
-}
-
-/// A cgroup for the shim itself, in which there may be no more threads than there are.
-struct Narrow(PathBuf);
-
-impl Narrow {
-    fn around(engine: &Containerd, id: &str) -> Result<Self> {
-        let place = Path::new("/sys/fs/cgroup/pids").join(format!(
-            "{}-{}",
-            engine.namespace(),
-            engine.new_id("shim")
-        ));
-        fs::create_dir(&place)?;
-        let narrow = Self(place);
-        for shim in engine.shims_of(id) {
-            fs::write(narrow.0.join("cgroup.procs"), shim.to_string())?;
-        }
-        narrow.allow("0")?;
-        Ok(narrow)
-    }
-
-    fn allow(&self, most: &str) -> Result<()> {
-        Ok(fs::write(self.0.join("pids.max"), most)?)
-    }
-}
-
-impl Drop for Narrow {
-    fn drop(&mut self) {
-        let procs = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
-        for pid in procs.lines() {
-            let _ = fs::write("/sys/fs/cgroup/pids/cgroup.procs", pid);
-        }
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
-/// Where no thread can be had for it, a call fails and says so, and does its work when it is made again.
-fn without_a_thread(engine: &Containerd) -> Result<()> {
-    let container = engine
-        .container(&Rootfs::guests()?)
-        .args(["/bin/sleep", "1000"])
-        .create()?;
-    container.start()?;
-    let narrow = Narrow::around(engine, container.id())?;
-    let error = container.pause().expect_err("there is no thread");
-    assert!(
-        format!("{error:#}").contains("starting a thread"),
-        "{error:#}"
-    );
-    let update = json!({"pids": {"limit": 20}});
-    let error = container.update(update.clone()).expect_err("likewise");
-    assert!(
-        format!("{error:#}").contains("starting a thread"),
-        "{error:#}"
-    );
-    narrow.allow("max")?;
-    container.pause()?;
-    container.resume()?;
-    container.update(update)?;
-    container.kill(Signal::SIGKILL)?;
-    container.finish().map(drop)
 }

@@ -65,7 +65,7 @@ pub(crate) fn create(
         .and_then(|()| mounts::check(&bundle.spec, &bundle.path))
         .and_then(|()| adapt(&mut bundle, request))
         .and_then(|apart| {
-            let is_inside = cwd::make(&bundle)?;
+            let is_inside = cwd::make(&bundle);
             let can_build = build::can_build(&bundle, request);
             // Not in config.json, by which processes are added.
             let spec = &mut bundle.spec;

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::unistd::{chdir, getcwd, setfsgid, setfsuid};
+use nix::unistd::{Gid, Uid, chdir, getcwd, setfsgid, setfsuid};
 use oci_spec::runtime::{Mount, Process};
 use pathrs::Root;
 use pathrs::error::ErrorKind;
@@ -29,8 +29,8 @@ pub(crate) fn settle(process: &mut Process) -> Result<(), String> {
     Ok(())
 }
 
-/// Enters it, and makes sure that it is one of the container's. As the process's user: the host's root may not be let into
-/// what another machine shares.
+/// Enters it, and makes sure that it is one of the container's. As the process's user, as who this process is, or else as root: a share of
+/// another machine may let in one of them alone.
 ///
 /// # Errors
 /// chdir(2)'s, in words.
@@ -39,7 +39,17 @@ pub(crate) fn enter(cwd: &Path) -> Result<(), String> {
         let reason = error.desc();
         format!("entering the working directory {}: {reason}", cwd.display())
     };
-    chdir(cwd).map_err(error)?;
+    let entered = chdir(cwd).or_else(|reason| match reason {
+        Errno::EACCES | Errno::EPERM => {
+            let (user, group) = (setfsuid(Uid::from_raw(0)), setfsgid(Gid::from_raw(0)));
+            let entered = chdir(cwd);
+            setfsgid(group);
+            setfsuid(user);
+            entered
+        }
+        _ => Err(reason),
+    });
+    entered.map_err(error)?;
     let reached = getcwd().map_err(error)?;
     if reached.is_absolute() {
         Ok(())
@@ -48,17 +58,14 @@ pub(crate) fn enter(cwd: &Path) -> Result<(), String> {
     }
 }
 
-/// Makes it in the image, or in the volume that it is in. Returns whether it is in another mount, which only the container has:
-/// [`make_inside`] is for that.
-///
-/// # Errors
-/// Why it cannot be made.
-pub(crate) fn make(bundle: &Bundle) -> Result<bool, String> {
+/// Makes it in the image, or in the volume that it is in. Returns whether it may be in another mount, which only the container
+/// has, as where a link leads there: [`make_inside`] is for that.
+pub(crate) fn make(bundle: &Bundle) -> bool {
     let Some(cwd) = bundle.process().map(|process| process.cwd()) else {
-        return Ok(false);
+        return false;
     };
     if cwd == Path::new("/") {
-        return Ok(false);
+        return false;
     }
     let mounts = bundle.spec.mounts().iter().flatten();
     let covering = mounts
@@ -68,10 +75,10 @@ pub(crate) fn make(bundle: &Bundle) -> Result<bool, String> {
         None => make_below(bundle, &bundle.rootfs, cwd),
         Some(mount) => match (volume(mount), cwd.strip_prefix(mount.destination())) {
             (Some(source), Ok(rest)) => make_below(bundle, source, rest),
-            _ => return Ok(true),
+            _ => return true,
         },
     }
-    .map(|()| false)
+    .is_err()
 }
 
 /// Makes it in the root file system with all that is mounted there: for a process that is [inside] of the container's mount
@@ -80,7 +87,7 @@ pub(crate) fn make(bundle: &Bundle) -> Result<bool, String> {
 /// [inside]: crate::mounts::inside
 ///
 /// # Errors
-/// As [`make`].
+/// Why it cannot be made.
 pub(crate) fn make_inside(bundle: &Bundle) -> Result<(), String> {
     match bundle.process() {
         Some(process) => make_below(bundle, &bundle.rootfs, process.cwd()),

@@ -257,8 +257,6 @@ fn become_user(spec: &Spec, process: &Process, syscall: &dyn Syscall) -> Result<
     if let Some(mask) = process.user().umask() {
         umask(Mode::from_bits_truncate(mask));
     }
-    // As root first: the user may not be allowed to get there.
-    let entered = cwd::enter(process.cwd());
     set_groups(process)?;
     let (uid, gid) = (process.user().uid(), process.user().gid());
     become_id(uid, gid, syscall)?;
@@ -266,9 +264,7 @@ fn become_user(spec: &Spec, process: &Process, syscall: &dyn Syscall) -> Result<
         .close_range(0)
         .map_err(|error| format!("marking descriptors to be closed: {error}"))?;
 
-    if entered.is_err() {
-        cwd::enter(process.cwd())?;
-    }
+    cwd::enter(process.cwd())?;
     Confinement::of(process, spec).put_on(syscall)
 }
 

@@ -23,7 +23,7 @@ use pathrs::Root;
 use pathrs::flags::OpenFlags;
 use rustix::mount::{MoveMountFlags, move_mount};
 
-use crate::idmap;
+use crate::{idmap, paths};
 
 /// What may be mounted inside of /proc, as runc has it: files that tell of the machine.
 const INSIDE_PROC: [&str; 11] = [
@@ -46,7 +46,7 @@ const INSIDE_PROC: [&str; 11] = [
 /// Which mount would be in its place, or inside.
 pub(crate) fn check(spec: &Spec, bundle: &Path) -> Result<(), String> {
     for mount in spec.mounts().iter().flatten() {
-        let place = mount.destination();
+        let place = paths::clean(mount.destination());
         let source = bundle.join(mount.source().as_deref().unwrap_or(Path::new("")));
         let is_proc = place == Path::new("/proc");
         // A source that is missing is told of when it is mounted.
@@ -337,6 +337,9 @@ mod tests {
             ("/proc", "bind", "/tmp", &["rbind"][..]),
             ("/proc/x", "tmpfs", "tmpfs", &[]),
             ("/proc/sys", "bind", "/x", &["bind"]),
+            ("/absent/../proc", "bind", "/tmp", &["rbind"]),
+            ("/../proc/sys", "bind", "/x", &["bind"]),
+            ("proc", "bind", "/tmp", &["rbind"]),
         ] {
             checked(wrong).unwrap_err();
         }

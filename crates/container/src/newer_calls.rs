@@ -36,7 +36,7 @@ const OTHER: u32 = 0x4000_0000;
 pub(crate) fn answer(profile: &LinuxSeccomp) {
     let refuses = profile.default_action() == LinuxSeccompAction::ScmpActErrno
         && profile.default_errno_ret() != Some(libc::ENOSYS as u32);
-    if !refuses {
+    if !refuses || is_deadly(profile) {
         return;
     }
     let newest: Vec<(u32, u32)> = ARCHITECTURES
@@ -61,6 +61,19 @@ pub(crate) fn answer(profile: &LinuxSeccomp) {
     if let Err(error) = sys::add_filter(&program(&newest), speculates) {
         log::debug!("system calls newer than the seccomp profile are answered as it says: {error}");
     }
+}
+
+/// Whether who installs another filter may not survive it.
+fn is_deadly(profile: &LinuxSeccomp) -> bool {
+    let harmless = [
+        LinuxSeccompAction::ScmpActAllow,
+        LinuxSeccompAction::ScmpActErrno,
+        LinuxSeccompAction::ScmpActLog,
+    ];
+    let mut calls = profile.syscalls().iter().flatten();
+    calls.any(|call| {
+        !harmless.contains(&call.action()) && call.names().iter().any(|name| name == "seccomp")
+    })
 }
 
 /// The highest number that `profile` names on `arch`.

@@ -99,9 +99,12 @@ pub fn meant(
     mut manifests: Vec<(Option<Platform>, Manifest)>,
     name: &str,
 ) -> Option<(Manifest, bool)> {
-    let all = manifests.len();
+    // What is for no platform is no image of files, but says something of one: a signature, or what it was made of.
+    let has_files = |(platform, manifest): &(Option<Platform>, Manifest)| {
+        platform.is_some() && !manifest.is_wasm()
+    };
+    let by_any_name = !manifests.iter().any(has_files);
     manifests.retain(|(_, manifest)| manifest.is_wasm());
-    let by_any_name = manifests.len() == all;
     manifests.sort_by_key(|(platform, _)| rank(platform.as_ref()));
     let has_it = |manifest: &Manifest| named(&manifest.wasm_layers(), name, false).is_some();
     let found = manifests.iter().position(|(_, manifest)| has_it(manifest));
@@ -309,6 +312,8 @@ mod tests {
             let (meant, by_any_name) = meant(all.to_vec(), name).unwrap();
             assert!(meant.is_wasm() && !by_any_name);
         }
-        assert!(meant(vec![(None, files)], "/bin/typo").is_none());
+        assert!(meant(vec![(None, files.clone())], "/bin/typo").is_none());
+        let signed = vec![(None, files), entry("wasi/wasm", '1', None)];
+        assert!(meant(signed, "/app").is_some_and(|(_, by_any_name)| by_any_name));
     }
 }

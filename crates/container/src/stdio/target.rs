@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::AsyncWrite;
@@ -14,6 +15,7 @@ use url::{ParseError, Url};
 use super::StdioError;
 use super::copy::Writer;
 use super::logger::Program;
+use crate::blocking::blocking;
 
 /// Where a stream comes from or goes to.
 #[derive(Debug, PartialEq, Eq)]
@@ -189,27 +191,46 @@ fn append(path: &Path, create: bool) -> io::Result<LogFile> {
         .create(create)
         .open(path)?;
     Ok(LogFile {
-        file,
+        file: Arc::new(file),
         path: path.to_owned(),
         is_failing: false,
+        writing: None,
     })
 }
 
 /// A file that takes a container's output. What it cannot take, as on a full disk, is lost, and no reason for the container's
 /// writes to fail.
 struct LogFile {
-    file: std::fs::File,
+    file: Arc<std::fs::File>,
     path: PathBuf,
     is_failing: bool,
+    /// What is being written of the bytes that come next.
+    writing: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send>>>,
+}
+
+/// Writes `bytes` on a thread of its own, as the disk may be slow; without one, in place.
+async fn append_to(file: Arc<std::fs::File>, bytes: Vec<u8>) -> io::Result<()> {
+    let (copy, file) = (file.clone(), file);
+    let bytes = Arc::new(bytes);
+    let its = bytes.clone();
+    match blocking(move || (&*copy).write_all(&its)).await {
+        Ok(written) => written,
+        Err(_) => (&*file).write_all(&bytes),
+    }
 }
 
 impl AsyncWrite for LogFile {
     fn poll_write(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = self.file.write_all(bytes);
+        let file = self.file.clone();
+        let writing = self
+            .writing
+            .get_or_insert_with(|| Box::pin(append_to(file, bytes.to_vec())));
+        let written = ready!(writing.as_mut().poll(context));
+        self.writing = None;
         if let Err(error) = &written
             && !self.is_failing
         {

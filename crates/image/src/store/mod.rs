@@ -135,6 +135,7 @@ impl Store {
             reason: format!("its {what} {reason}"),
         };
         let mut manifests = Vec::new();
+        let mut wrong = None;
         // The next one is last.
         let mut left = vec![(target.clone(), 0)];
         while let Some((descriptor, depth)) = left.pop() {
@@ -146,7 +147,15 @@ impl Store {
                 Err(StoreError::Missing { .. }) if depth > 0 => continue,
                 document => document?,
             };
-            match Document::parse(&document).map_err(|reason| malformed(&what, reason))? {
+            let parsed = match Document::parse(&document) {
+                // Another platform's may be anything where there are others.
+                Err(reason) if depth > 0 => {
+                    wrong.get_or_insert(malformed(&what, reason));
+                    continue;
+                }
+                parsed => parsed.map_err(|reason| malformed(&what, reason))?,
+            };
+            match parsed {
                 Document::Manifest(manifest) => manifests.push((descriptor.platform, manifest)),
                 Document::Index(_) if depth == MAX_DEPTH => {
                     return Err(malformed(
@@ -161,8 +170,10 @@ impl Store {
                 }
             }
         }
-        if manifests.len() < 2 {
-            return Ok(manifests);
+        match (manifests.len(), wrong) {
+            (0, Some(wrong)) => return Err(wrong),
+            (0 | 1, _) => return Ok(manifests),
+            _ => {}
         }
         let mut whole = Vec::new();
         for (platform, manifest) in &manifests {

@@ -141,9 +141,10 @@ impl Work {
         let guest = AssertUnwindSafe(|| self.guest.as_mut().poll(context));
         let Ok(polled) = catch_unwind(guest) else {
             // Mostly for want of a thread: the host's fault, of which others are not to suffer. It may not be polled again.
-            return Poll::Ready(Err(Failure::Other(wasmtime::format_err!(
-                "the host panicked while the guest was at work"
-            ))));
+            let error = wasmtime::format_err!("the host panicked while the guest was at work");
+            self.count(figures::Failure::of(&error));
+            complain(self.plain.maker.name(), &error);
+            return Poll::Ready(Err(Failure::Trapped));
         };
         if let Poll::Ready((instance, result)) = polled {
             if let Err(error) = &result {
