@@ -74,6 +74,7 @@ impl Manifest {
             "nodeSelector",
             "runtimeClassName",
             "terminationGracePeriodSeconds",
+            "tolerations",
         ] {
             spec.remove(known);
         }
