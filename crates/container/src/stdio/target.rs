@@ -210,10 +210,9 @@ struct LogFile {
 
 /// Writes `bytes` on a thread of its own, as the disk may be slow; without one, in place.
 async fn append_to(file: Arc<std::fs::File>, bytes: Vec<u8>) -> io::Result<()> {
-    let (copy, file) = (file.clone(), file);
-    let bytes = Arc::new(bytes);
-    let its = bytes.clone();
-    match blocking(move || (&*copy).write_all(&its)).await {
+    let bytes: Arc<[u8]> = bytes.into();
+    let (its_file, its_bytes) = (file.clone(), bytes.clone());
+    match blocking(move || (&*its_file).write_all(&its_bytes)).await {
         Ok(written) => written,
         Err(_) => (&*file).write_all(&bytes),
     }
